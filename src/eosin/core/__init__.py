@@ -1,0 +1,1 @@
+"""What every room stands on: errors, configuration, files, random draws, registries and the collective calls."""

@@ -1,0 +1,44 @@
+"""Calls that span the processes of a run and are the identity in a single one.
+
+A method uses these and so needs to know neither the number of processes nor its own rank.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["gather", "local_slice", "position_in_run", "processes"]
+
+
+def processes() -> int:
+    """Return the number of processes in the run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def position_in_run() -> int:
+    """Return this process's rank, 0 in a single process."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
+@torch.no_grad()
+def gather(tensor: Tensor) -> Tensor:
+    """Concatenate the processes' tensors in rank order, without gradients.
+
+    Args:
+        tensor: [B, ...], the same shape in every process.
+
+    Returns:
+        [B x processes, ...].
+    """
+    if processes() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(processes())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def local_slice(tensor: Tensor) -> Tensor:
+    """Return this process's equal share of a tensor that all processes hold whole."""
+    return tensor.chunk(processes())[position_in_run()]

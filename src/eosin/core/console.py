@@ -1,0 +1,41 @@
+"""What the user sees: one console, one style of progress bar."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+__all__ = ["console", "progress_bar", "warn"]
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """Print a warning that does not stop the run."""
+    console.print(f"[yellow]warning:[/yellow] {message}", markup=True)
+
+
+def progress_bar(*columns: str) -> Progress:
+    """Return a progress display with the description, a bar, the count, extra text fields, elapsed and remaining time.
+
+    Args:
+        columns: Names of task fields to show as text, in order.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        *(TextColumn("{task.fields[" + name + "]}") for name in columns),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=False,
+    )

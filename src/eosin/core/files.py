@@ -1,0 +1,209 @@
+"""Files that are whole or absent: atomic writes, content hashes, locks on output directories."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from eosin.core.errors import EosinError
+
+__all__ = [
+    "DirectoryLock",
+    "append_json_line",
+    "atomic_directory",
+    "atomic_file",
+    "file_sha256",
+    "read_json_lines",
+    "short_hash",
+    "storage_errors",
+    "writable_directory",
+]
+
+
+def writable_directory(path: Path) -> Path:
+    """Create an output directory and make sure it can be written to.
+
+    Raises:
+        EosinError: If the path is a file, or cannot be created or written.
+    """
+    if path.exists() and not path.is_dir():
+        raise EosinError(f"{path}: is a file; give a directory for the output")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except FileExistsError:
+        raise EosinError(f"{path}: part of this path is a file; give a directory for the output") from None
+    except OSError as error:
+        raise _storage_error(path, error) from None
+    return path
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission while writing `path` into an `EosinError` that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
+            raise _storage_error(path, error) from error
+        raise
+
+
+def _storage_error(path: Path, error: OSError) -> EosinError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EosinError(f"{path}: no space left on the device; free some, or choose another output directory")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return EosinError(f"{path}: not writable; choose another output directory or change its permissions")
+    return EosinError(f"{path}: cannot be written ({error.strerror})")
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Write a file so that a reader, or a crash at any moment, sees the old one or the whole new one.
+
+    Args:
+        path: The final path; its parent must exist.
+        mode: "wb" or "w".
+
+    Yields:
+        An open file; on leaving, it is synced and renamed to `path`. On an error nothing is left behind.
+
+    Raises:
+        EosinError: If the disk is full or the place is not writable.
+    """
+    with storage_errors(path):
+        encoding = None if "b" in mode else "utf-8"
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, mode, encoding=encoding) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            temporary.replace(path)
+            _sync_directory(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Fill a directory that appears whole or not at all.
+
+    Args:
+        path: The final path, which must not exist yet or be empty.
+
+    Yields:
+        A temporary directory beside `path`, renamed to it at the end and removed on an error.
+
+    Raises:
+        EosinError: If `path` holds something already, the disk is full or the place is not writable.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise EosinError(f"{path}: exists already; choose another output or remove it")
+    writable_directory(path.parent)
+    with storage_errors(path):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        try:
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o777 & ~umask)
+            temporary.replace(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def append_json_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON object as a line, in one write, so that readers see whole lines."""
+    line = json.dumps(record, ensure_ascii=False, allow_nan=True, separators=(", ", ": ")) + "\n"
+    with storage_errors(path), open(path, "ab") as file:
+        file.write(line.encode())
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the whole lines of a JSON-lines file; a last line cut short by a crash is left out.
+
+    Raises:
+        EosinError: If a line before the last is damaged.
+    """
+    if not path.exists():
+        return []
+    records = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number == len(lines):
+                break
+            raise EosinError(f"{path}: line {number} is damaged; remove that line") from None
+    return records
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def short_hash(*parts: object) -> str:
+    """Return 16 hexadecimal digits that identify JSON-serialisable parts."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class DirectoryLock:
+    """An exclusive hold on an output directory, released by the kernel when the process ends, however it ends."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / ".lock"
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> DirectoryLock:
+        with storage_errors(self.path):
+            file = open(self.path, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            file.close()
+            raise EosinError(f"{self.path.parent}: in use by {owner}; wait for it or choose another --out") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        self._file = file
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The file stays: removing it would let a process that has just opened it hold a lock nobody else can see.
+        if self._file is not None:
+            self._file.truncate(0)
+            self._file.close()
+            self._file = None

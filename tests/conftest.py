@@ -1,0 +1,21 @@
+"""Fixtures for the whole suite."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# One thread: the tests' tensors are small, and a fixed count keeps sums in one order on any machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real H&E images; the test is skipped where it is absent."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("EOSIN_TEST_DATA", default))
+    if not (folder / "oral" / "index.csv").is_file():
+        pytest.skip(f"no real tissue at {folder}: set EOSIN_TEST_DATA to the folder that holds it")
+    return folder
