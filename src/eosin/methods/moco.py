@@ -1,0 +1,193 @@
+"""MoCo v2.
+
+A query encoder f_q and a key encoder f_k, each a backbone and a two-layer head, see one view each of a tile. With
+q = f_q(view 1) / |.| and k = f_k(view 2) / |.| in R^d and a queue of K earlier keys n_j,
+
+    loss = - log  exp(q.k / T) / ( exp(q.k / T) + sum_j exp(q.n_j / T) )            (InfoNCE, positive at index 0)
+
+averaged over the batch. Gradients reach f_q only; f_k follows as  theta_k <- m theta_k + (1 - m) theta_q,  applied
+between the two forward passes, to parameters and not to buffers. After the step the batch's keys replace the oldest
+ones in the queue.
+
+Batch-norm statistics would let a query recognise its key by the company it keeps. The authors compute them per GPU and
+shuffle the keys over GPUs; here a process passes its batch through the network in groups of `norm_group` tiles, which
+gives one device the same protection, and keys are shuffled over the whole batch.
+
+K. He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020; X. Chen et al., "Improved
+Baselines with Momentum Contrastive Learning", arXiv:2003.04297; authors' code: facebookresearch/moco.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from eosin.core.collective import gather, local_slice
+from eosin.core.draws import stream_seed
+from eosin.core.errors import EosinError
+from eosin.encoders import Encoder
+from eosin.methods.base import METHODS, Method, MethodConfig, Step
+
+__all__ = ["MoCo", "MoCoConfig"]
+
+
+class MoCoConfig(MethodConfig):
+    """MoCo v2; the defaults are the authors' (`main_moco.py --mlp --moco-t 0.2 --aug-plus --cos`)."""
+
+    name: Literal["mocov2"] = "mocov2"
+    dim: int = Field(128, ge=1)
+    """Width of queries and keys."""
+    hidden: int | None = Field(None, ge=1)
+    """Width of the head's hidden layer; null takes the backbone's."""
+    queue_size: int = Field(65536, ge=1)
+    """Keys kept as negatives (K): a multiple of the batch."""
+    momentum: float = Field(0.999, ge=0.0, lt=1.0)
+    """How much of the key encoder is kept at each step (m)."""
+    temperature: float = Field(0.2, gt=0.0)
+    """Softmax temperature (T)."""
+    norm_group: int = Field(32, ge=2)
+    """Tiles that share batch-norm statistics: the authors' 256 tiles on 8 GPUs."""
+
+
+@METHODS.register("mocov2")
+class MoCo(Method):
+    """MoCo v2 with split and shuffled batch norm.
+
+    Args:
+        config: The method's fields.
+        make_encoder: Builds an untrained encoder; called once.
+        seed: Seed of the head, the queue and the shuffling.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = MoCoConfig
+    views: ClassVar[dict[str, int]] = {"global": 2}
+
+    queue: Tensor
+    """[d, K] keys of earlier batches, oldest at `pointer`."""
+
+    def __init__(self, config: MoCoConfig, make_encoder: Callable[[], Encoder], seed: int) -> None:
+        super().__init__()
+        self.config = config
+        self.seed = seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(seed, "moco"))
+            backbone = make_encoder()
+            hidden = config.hidden or backbone.width
+            head = nn.Sequential(nn.Linear(backbone.width, hidden), nn.ReLU(), nn.Linear(hidden, config.dim))
+            queue = F.normalize(torch.randn(config.dim, config.queue_size), dim=0)
+        self.query = nn.ModuleDict({"backbone": backbone, "head": head})
+        self.key = copy.deepcopy(self.query).requires_grad_(False)
+        self.register_buffer("queue", queue)
+        # Kept on the host: reading them from a GPU at each step would wait for it.
+        self.pointer = 0
+        self.steps = 0
+        self.chance_loss = math.log(config.queue_size + 1)
+        self._has_batch_norm = any(isinstance(module, _BatchNorm) for module in backbone.modules())
+        self._new_keys: list[Tensor] = []
+
+    @property
+    def encoder(self) -> Encoder:
+        """The query backbone."""
+        backbone = self.query["backbone"]
+        assert isinstance(backbone, Encoder)
+        return backbone
+
+    def check(self, batch: int) -> None:
+        """See `Method.check`."""
+        if self.config.queue_size % batch:
+            fitting = max(batch, self.config.queue_size // batch * batch)
+            raise EosinError(
+                f"method.queue_size {self.config.queue_size} is not a multiple of the batch of {batch}; "
+                f"use --method.queue_size {fitting} or another --batch_size"
+            )
+
+    def forward(self, views: list[Tensor]) -> Step:
+        """See `Method.forward`; `views` are the query's and the key's."""
+        query_view, key_view = views
+        features = self._in_groups(self.query["backbone"], query_view)
+        queries = F.normalize(self.query["head"](features).float(), dim=1)
+        with torch.no_grad():
+            if not self._new_keys:  # with gradient accumulation, once per optimiser step
+                self._follow_query()
+            keys = self._encode_keys(key_view)
+        loss, accuracy = self.contrast(queries, keys)
+        return Step(
+            loss, {"contrastive_accuracy": accuracy}, features.detach().float(), (queries.detach(), keys.detach())
+        )
+
+    def contrast(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute InfoNCE against the queue.
+
+        Args:
+            queries: float32 [B, d], L2-normalised.
+            keys: float32 [B, d], L2-normalised, row by row the positives.
+
+        Returns:
+            The loss, and the share of queries whose positive scores highest.
+        """
+        # Mixed precision stops here: the authors' logits are fp32, and bf16 would round q.k / T to steps of 1/64.
+        with torch.autocast(queries.device.type, enabled=False):
+            positive = (queries * keys).sum(dim=1, keepdim=True)
+            logits = torch.cat([positive, queries @ self.queue], dim=1) / self.config.temperature
+            target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+            accuracy = (logits.detach().argmax(dim=1) == 0).float().mean()
+            return F.cross_entropy(logits, target), accuracy
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Put the batch's keys in the place of the oldest ones."""
+        keys = torch.cat(self._new_keys)
+        self.queue[:, self.pointer : self.pointer + len(keys)] = keys.T
+        self.pointer = (self.pointer + len(keys)) % self.config.queue_size
+        self.steps += 1
+        self._new_keys = []
+
+    def get_extra_state(self) -> dict[str, int]:
+        """Return the part of the state that is no tensor."""
+        return {"pointer": self.pointer, "steps": self.steps}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Take over what `get_extra_state` returned."""
+        self.pointer, self.steps = state["pointer"], state["steps"]
+
+    @torch.no_grad()
+    def _follow_query(self) -> None:
+        follower, leader = list(self.key.parameters()), list(self.query.parameters())
+        torch._foreach_mul_(follower, self.config.momentum)
+        torch._foreach_add_(follower, [p.detach() for p in leader], alpha=1 - self.config.momentum)
+
+    @torch.no_grad()
+    def _encode_keys(self, view: Tensor) -> Tensor:
+        """Encode this process's share of the shuffled batch; keep all keys for the queue, return this batch's own."""
+        shuffle = self._has_batch_norm
+        if shuffle:
+            view = gather(view)
+            order = self._order(len(view)).to(view.device)
+            view = local_slice(view[order])
+        keys = F.normalize(self.key["head"](self._in_groups(self.key["backbone"], view)).float(), dim=1)
+        keys = gather(keys)
+        if shuffle:
+            keys = keys[torch.argsort(order)]
+        self._new_keys.append(keys)
+        return local_slice(keys)
+
+    def _order(self, size: int) -> Tensor:
+        """Draw the shuffling of one forward pass: the same in every process, another at each pass."""
+        generator = torch.Generator()
+        generator.manual_seed(stream_seed(self.seed, "shuffle", self.steps, len(self._new_keys)))
+        return torch.randperm(size, generator=generator)
+
+    def _in_groups(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        if not self._has_batch_norm:
+            return backbone(images)
+        # Near-equal groups: a last group of one or two tiles would have useless statistics.
+        groups = max(1, round(len(images) / self.config.norm_group))
+        return torch.cat([backbone(part) for part in torch.tensor_split(images, groups)])

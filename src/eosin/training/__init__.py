@@ -1,0 +1,1 @@
+"""What every training needs: schedules, optimisers, checkpoints, the run directory, processes."""

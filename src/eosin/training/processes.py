@@ -1,0 +1,53 @@
+"""The processes of a run: one by default, several under `torchrun`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from eosin.core.errors import EosinError
+
+__all__ = ["choose_device", "process_group"]
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device to train on.
+
+    Args:
+        name: "cpu", "cuda", "cuda:1", "mps", or None for the best one present.
+
+    Raises:
+        EosinError: If the named device is not there.
+    """
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise EosinError(f"device '{name}' is not known; use cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise EosinError(f"device '{name}': no CUDA device is visible here; use --device cpu, or see `eosin doctor`")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise EosinError(f"device '{name}': no Apple GPU is visible here; use --device cpu")
+    return device
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the process group that `torchrun` set up, if any, and leave it at the end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,138 @@
+"""The run directory: configuration, metrics, checkpoints, environment; one process writes it, and it resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Collection
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from eosin.core.config import Config, differing_fields, read_yaml
+from eosin.core.errors import EosinError
+from eosin.core.files import (
+    DirectoryLock,
+    append_json_line,
+    atomic_file,
+    read_json_lines,
+    storage_errors,
+    writable_directory,
+)
+from eosin.training.checkpoints import Checkpoints
+
+__all__ = ["RunDirectory", "environment"]
+
+_LIBRARIES = ("eosin", "torch", "torchvision", "timm", "numpy", "pillow", "pyarrow", "scikit-learn", "safetensors")
+
+
+def environment(command: str) -> dict[str, Any]:
+    """Describe the machine and the library versions, as saved beside every result."""
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "command": command,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "libraries": versions,
+        "arguments": sys.argv[1:],
+    }
+
+
+class RunDirectory:
+    """A training run on disk.
+
+    Args:
+        path: The directory; created if absent.
+        config: The resolved configuration.
+        free: Dotted names of fields, or of their parents, that may differ when a run is resumed because they do not
+            change its result.
+        command: The command line, for the record.
+        keep: Checkpoints to keep.
+
+    Raises:
+        EosinError: If the directory is in use, is not a run, not writable, or holds a run of another configuration.
+    """
+
+    def __init__(self, path: Path, config: Config, *, free: Collection[str], command: str, keep: int) -> None:
+        self.path = writable_directory(path)
+        self.config = config
+        self.free = free
+        self.command = command
+        self.checkpoints = Checkpoints(path / "checkpoints", keep)
+        self.metrics_path = path / "metrics.jsonl"
+        self._lock = DirectoryLock(path)
+        self._board: Any = None
+
+    def __enter__(self) -> RunDirectory:
+        self._lock.__enter__()
+        try:
+            self._take_over()
+        except BaseException:
+            self._lock.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._board is not None:
+            self._board.close()
+        self._lock.__exit__()
+
+    def _take_over(self) -> None:
+        config_path = self.path / "config.yaml"
+        if config_path.exists():
+            different = [
+                line
+                for line in differing_fields(read_yaml(config_path), self.config.plain())
+                if not any(line.startswith((f"{name}:", f"{name}.")) for name in self.free)
+            ]
+            if different:
+                raise EosinError(
+                    f"{self.path}: holds a run of another configuration ({'; '.join(different)}); "
+                    "use the same fields to resume it, or another --out"
+                )
+        elif any(entry.name != ".lock" for entry in self.path.iterdir()):
+            raise EosinError(f"{self.path}: holds other files and no run; choose another --out")
+        with atomic_file(config_path, "w") as file:
+            yaml.safe_dump(self.config.plain(), file, sort_keys=False)
+        with atomic_file(self.path / "environment.json", "w") as file:
+            json.dump(environment(self.command) | {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, file, indent=2)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return (self.path / "encoder.safetensors").exists()
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a record, which has a `step`, to `metrics.jsonl` and to TensorBoard."""
+        append_json_line(self.metrics_path, record)
+        with storage_errors(self.path):
+            if self._board is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(self.path / "tb"), purge_step=record["step"])
+            for name, value in record.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(name, value, record["step"])
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged after the checkpoint from which the run goes on."""
+        kept = [record for record in read_json_lines(self.metrics_path) if record["step"] <= step]
+        if self.metrics_path.exists():
+            with atomic_file(self.metrics_path, "w") as file:
+                for record in kept:
+                    file.write(json.dumps(record, ensure_ascii=False, separators=(", ", ": ")) + "\n")

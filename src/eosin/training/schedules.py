@@ -1,0 +1,39 @@
+"""Schedules as pure functions of (step, total steps)."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["warmup_cosine"]
+
+
+def warmup_cosine(
+    step: int, total: int, *, peak: float, final: float = 0.0, warmup: int = 0, start: float = 0.0, stair: int = 1
+) -> float:
+    """Rise linearly from `start` to `peak`, then follow half a cosine to `final`.
+
+    With s the step and w the warm-up,
+
+        s < w:   start + (peak - start) s / w
+        s >= w:  final + (peak - final) (1 + cos(pi (s - w) / (total - w))) / 2
+
+    as in SGDR without restarts (Loshchilov and Hutter, ICLR 2017). `stair` > 1 holds the value for that many steps, as
+    code that sets the learning rate once an epoch does.
+
+    Args:
+        step: Step counted from 0; the value at `total` is `final`.
+        total: Steps of the run, more than `warmup`.
+        peak: Value at the end of the warm-up.
+        final: Value at the end of the run.
+        warmup: Steps of the linear rise.
+        start: Value at step 0 when there is a warm-up.
+        stair: Steps for which a value is held.
+
+    Returns:
+        The value at `step`.
+    """
+    step = min(step // stair * stair, total)
+    if step < warmup:
+        return start + (peak - start) * step / warmup
+    progress = (step - warmup) / (total - warmup)
+    return final + (peak - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
