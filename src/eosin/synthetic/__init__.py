@@ -1,0 +1,17 @@
+"""Synthetic H&E tissue for tests and demonstrations. Nothing it draws is real tissue."""
+
+from eosin.synthetic.collection import write_tiles
+from eosin.synthetic.nuclei import NUCLEUS_TYPES
+from eosin.synthetic.stain import SlideStain, beer_lambert, slide_stain
+from eosin.synthetic.tiles import TISSUES, SyntheticTile, render_tile
+
+__all__ = [
+    "NUCLEUS_TYPES",
+    "TISSUES",
+    "SlideStain",
+    "SyntheticTile",
+    "beer_lambert",
+    "render_tile",
+    "slide_stain",
+    "write_tiles",
+]

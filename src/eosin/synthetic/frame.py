@@ -1,0 +1,318 @@
+"""The plane synthetic tissue is drawn on: coordinates in µm, and randomness as a function of position.
+
+Everything here is a pure function of a key and of a place in µm, never of the pixel grid. So one call at half the
+µm/px is the same field seen at twice the magnification, and a tile twice as wide is the same field with more of its
+surroundings.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Array = NDArray[np.float32]
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+# Samples of the noise table per wavelength, and its period in wavelengths.
+_TABLE_STEP, _TABLE_PERIOD = 6, 64
+
+
+def mix(*values: int) -> int:
+    """Hash whole numbers to one 64-bit key (the finalizer of SplitMix64, Steele et al. 2014)."""
+    state = 0
+    for value in values:
+        state = ((state ^ (value & _MASK)) + _GOLDEN) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def _mix_array(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    state = state + np.uint64(_GOLDEN)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def uniforms(key: int, column: NDArray[np.int64], row: NDArray[np.int64], count: int) -> Array:
+    """Numbers in [0, 1) that belong to a lattice cell.
+
+    Args:
+        key: Which lattice.
+        column: Cell indices along x, any shape S (broadcast with `row`).
+        row: Cell indices along y.
+        count: How many independent numbers a cell gets.
+
+    Returns:
+        float32 [count, *S].
+    """
+    with np.errstate(over="ignore"):
+        state = _mix_array(column.astype(np.uint64) ^ np.uint64(key))
+        state = _mix_array(state ^ row.astype(np.uint64))
+        steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+        state = _mix_array(state[None] + steps.reshape((-1,) + (1,) * state.ndim))
+    return (state >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+
+@lru_cache(maxsize=1)
+def _table() -> Array:
+    """Smooth periodic noise in [-1, 1], one fixed table for every process."""
+    index = np.arange(_TABLE_PERIOD)
+    nodes = uniforms(mix(0x7AB1E), index[None, :], index[:, None], 1)[0] * 2 - 1
+    pad = 4
+    wide = Image.fromarray(np.pad(nodes, pad, mode="wrap"))
+    side = _TABLE_PERIOD * _TABLE_STEP
+    box = (pad, pad, pad + _TABLE_PERIOD, pad + _TABLE_PERIOD)
+    return np.asarray(wide.resize((side, side), Image.Resampling.BICUBIC, box=box), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Waves:
+    """A sum of plane waves: a smooth field that can be evaluated, with its slope, anywhere on the plane.
+
+    Attributes:
+        kx: Wave numbers along x in 1/µm, float32 [n].
+        ky: Wave numbers along y in 1/µm, float32 [n].
+        phase: Radians, float32 [n].
+        amplitude: One amplitude for every wave; the field has unit variance times `scale` squared.
+    """
+
+    kx: Array
+    ky: Array
+    phase: Array
+    amplitude: float
+
+    def __call__(self, x: Array, y: Array) -> Array:
+        """Value at x, y (µm, any shapes that broadcast), float32."""
+        total: Array | None = None
+        for kx, ky, phase in zip(self.kx, self.ky, self.phase, strict=True):
+            wave = np.sin((kx * x + phase) + ky * y)
+            total = wave if total is None else total + wave
+        assert total is not None
+        return total * np.float32(self.amplitude)
+
+    def slope(self, x: Array, y: Array) -> tuple[Array, Array]:
+        """Derivatives along x and y at x, y, per µm."""
+        gx, gy = np.zeros(np.broadcast(x, y).shape, np.float32), np.zeros(np.broadcast(x, y).shape, np.float32)
+        for kx, ky, phase in zip(self.kx, self.ky, self.phase, strict=True):
+            wave = np.cos((kx * x + phase) + ky * y)
+            gx += kx * wave
+            gy += ky * wave
+        return gx * np.float32(self.amplitude), gy * np.float32(self.amplitude)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A Voronoi diagram sampled at some places (a lattice of jittered seeds, one a cell).
+
+    Attributes:
+        dx: x minus the x of the nearest seed, µm, float32 [S].
+        dy: y minus the y of the nearest seed, µm, float32 [S].
+        edge: Distance to the nearest border between two seeds' territories, µm, float32 [S].
+        border: Direction of that border's normal in radians, float32 [S].
+        traits: Numbers in [0, 1) of the nearest seed, float32 [count, S].
+    """
+
+    dx: Array
+    dy: Array
+    edge: Array
+    border: Array
+    traits: Array
+
+
+@dataclass(frozen=True)
+class Points:
+    """Scattered places: x, y in µm, float32 [n], and `traits` in [0, 1), float32 [count, n]."""
+
+    x: Array
+    y: Array
+    traits: Array
+
+    def take(self, keep: NDArray[np.bool_]) -> Points:
+        """The places where `keep` holds."""
+        return Points(self.x[keep], self.y[keep], self.traits[:, keep])
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A square window on the plane, centred on its origin.
+
+    Attributes:
+        size: Side in pixels.
+        mpp: µm per pixel.
+        key: 64-bit key of everything random drawn through this frame.
+    """
+
+    size: int
+    mpp: float
+    key: int
+
+    @property
+    def half(self) -> float:
+        """Half the side in µm."""
+        return self.size * self.mpp / 2
+
+    @property
+    def lod(self) -> float:
+        """How much larger nuclei are drawn, and how much wider apart: 1 up to 4 µm/px, where a nucleus is 2 px."""
+        return max(1.0, self.mpp / 4)
+
+    @cached_property
+    def x(self) -> Array:
+        """Column positions: x of the pixel centers in µm, float32 [1, size]."""
+        return ((np.arange(self.size) + 0.5) * self.mpp - self.half).astype(np.float32)[None, :]
+
+    @cached_property
+    def y(self) -> Array:
+        """Row positions: y of the pixel centers in µm, float32 [size, 1]."""
+        return np.ascontiguousarray(self.x.T)
+
+    def child(self, name: str) -> Frame:
+        """The same window with a key of its own for `name`."""
+        return Frame(self.size, self.mpp, mix(self.key, zlib.crc32(name.encode())))
+
+    def rng(self) -> np.random.Generator:
+        """A generator for what holds for the whole plane (angles, densities)."""
+        return np.random.Generator(np.random.Philox(key=self.key))
+
+    def full(self, value: float) -> Array:
+        """A float32 [size, size] of one value."""
+        return np.full((self.size, self.size), value, np.float32)
+
+    def noise(self, wavelength: float, name: str) -> Array:
+        """Band-limited value noise in about [-1, 1], zero where the pixels are too coarse to show it.
+
+        Args:
+            wavelength: Spacing of the lattice in µm.
+            name: Which field.
+
+        Returns:
+            float32 [size, size].
+        """
+        if wavelength < 0.75 * self.mpp:
+            return self.full(0.0)
+        pad = 3 + int(2 * self.mpp / wavelength)
+        first = int(np.floor(-self.half / wavelength)) - pad
+        index = np.arange(first, -first + 1)
+        nodes = uniforms(mix(self.key, zlib.crc32(name.encode())), index[None, :], index[:, None], 1)[0]
+        # Pillow puts the center of its first pixel at 0.5.
+        low = -self.half / wavelength - first + 0.5
+        high = self.half / wavelength - first + 0.5
+        picture = Image.fromarray(nodes * np.float32(2) - np.float32(1))
+        shape = (self.size, self.size)
+        drawn = picture.resize(shape, Image.Resampling.BICUBIC, box=(low, low, high, high))
+        return np.asarray(drawn, dtype=np.float32)
+
+    def streaks(self, along: Array, across: Array, length: float, width: float, name: str) -> Array:
+        """Noise drawn out along one coordinate, in about [-1, 1].
+
+        Args:
+            along: Coordinate along the fibres in µm, float32 [size, size].
+            across: Coordinate across them.
+            length: Wavelength along, µm.
+            width: Wavelength across, µm. Fades out where the pixels are too coarse for it.
+            name: Which field.
+
+        Returns:
+            float32 [size, size].
+        """
+        from scipy.ndimage import map_coordinates
+
+        visible = min(1.0, (width / self.mpp - 0.6) / 1.4)
+        if visible <= 0:
+            return self.full(0.0)
+        key = mix(self.key, zlib.crc32(name.encode()))
+        shift = (key & 0xFFFF) / 7.0, (key >> 16 & 0xFFFF) / 7.0
+        places = np.empty((2, *along.shape), np.float32)
+        np.multiply(along, _TABLE_STEP / length, out=places[0])
+        np.multiply(across, _TABLE_STEP / width, out=places[1])
+        places[0] += shift[0]
+        places[1] += shift[1]
+        drawn: Array = map_coordinates(_table(), places, order=1, mode="grid-wrap", output=np.float32)
+        return drawn * np.float32(visible)
+
+    def waves(self, wavelength: float, name: str, count: int = 5) -> Waves:
+        """A smooth random field of unit variance with features of about `wavelength` µm."""
+        rng = self.child(name).rng()
+        turn = (np.arange(count) + rng.random(count)) * np.pi / count
+        number = 2 * np.pi / (wavelength * rng.uniform(0.7, 1.5, count))
+        phase = rng.uniform(0, 2 * np.pi, count)
+        columns = np.stack([number * np.cos(turn), number * np.sin(turn), phase]).astype(np.float32)
+        return Waves(columns[0], columns[1], columns[2], float(np.sqrt(2 / count)))
+
+    def _lattice(self, pitch: float, reach: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        last = int(np.ceil((self.half + reach) / pitch)) + 1
+        index = np.arange(-last, last + 1)
+        return index[None, :], index[:, None]
+
+    def points(self, pitch: float, name: str, count: int, *, jitter: float = 0.5, reach: float = 25.0) -> Points:
+        """One place a cell of a hexagonal lattice, moved at random.
+
+        Args:
+            pitch: Spacing in µm (times `lod`).
+            name: Which set.
+            count: Random traits a place.
+            jitter: Largest move along each axis, in pitches.
+            reach: How far outside the window places are kept, µm.
+        """
+        pitch = pitch * self.lod
+        # Rows are closer than columns, so it takes more of them.
+        column, row = self._lattice(0.87 * pitch, reach)
+        traits = uniforms(mix(self.key, zlib.crc32(name.encode())), column, row, count + 2)
+        x = (column + 0.5 * (row % 2) + jitter * (2 * traits[0] - 1)) * pitch
+        y = (row + jitter * (2 * traits[1] - 1)) * pitch * 0.87
+        inside = (np.abs(x) < self.half + reach) & (np.abs(y) < self.half + reach)
+        return Points(x[inside].astype(np.float32), y[inside].astype(np.float32), traits[2:, inside])
+
+    def cells(self, x: Array, y: Array, pitch: float, name: str, count: int, *, jitter: float = 0.35) -> Cells:
+        """The Voronoi diagram of jittered seeds (cellular noise, Worley 1996) at the places x, y.
+
+        Args:
+            x: µm, any shape that broadcasts with `y` to S; must lie within 80 µm of the window.
+            y: µm.
+            pitch: Spacing of the seeds in µm.
+            name: Which diagram.
+            count: Random traits a seed.
+            jitter: Largest move of a seed along each axis, in pitches (at most 0.5).
+        """
+        seed_x, seed_y, traits, first = self._seeds(pitch, name, count, jitter)
+        width = seed_x.shape[1]
+        x, y = np.broadcast_arrays(x, y)
+        corner = (np.floor(y / pitch).astype(np.int32) - first) * width
+        corner += np.floor(x / pitch).astype(np.int32) - first
+        flat_x, flat_y = seed_x.ravel(), seed_y.ravel()
+        near = np.full(x.shape, np.inf, np.float32)
+        next_ = near.copy()
+        who, who_next = corner.copy(), corner.copy()
+        for step in [r * width + c for r in (-1, 0, 1) for c in (-1, 0, 1)]:
+            index = corner + step
+            far = np.square(x - flat_x.take(index)) + np.square(y - flat_y.take(index))
+            closer = far < near
+            between = ~closer & (far < next_)
+            next_ = np.where(closer, near, np.where(between, far, next_))
+            who_next = np.where(closer, who, np.where(between, index, who_next))
+            near = np.where(closer, far, near)
+            who = np.where(closer, index, who)
+        gap_x, gap_y = flat_x[who_next] - flat_x[who], flat_y[who_next] - flat_y[who]
+        edge = (next_ - near) / (2 * np.sqrt(gap_x * gap_x + gap_y * gap_y) + 1e-6)
+        picked = traits.reshape(count, -1)[:, who]
+        return Cells(x - flat_x[who], y - flat_y[who], edge, np.arctan2(gap_y, gap_x), picked)
+
+    def seeds(self, pitch: float, name: str, count: int, *, jitter: float = 0.35) -> Points:
+        """The seeds of `cells` as places, those just outside the window too."""
+        x, y, traits, _ = self._seeds(pitch, name, count, jitter)
+        return Points(x.ravel(), y.ravel(), traits.reshape(count, -1))
+
+    def _seeds(self, pitch: float, name: str, count: int, jitter: float) -> tuple[Array, Array, Array, int]:
+        column, row = self._lattice(pitch, pitch + 80)
+        traits = uniforms(mix(self.key, zlib.crc32(name.encode())), column, row, count + 2)
+        x = ((column + 0.5 + jitter * (2 * traits[0] - 1)) * pitch).astype(np.float32)
+        y = ((row + 0.5 + jitter * (2 * traits[1] - 1)) * pitch).astype(np.float32)
+        return x, y, traits[2:], int(column[0, 0])
