@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # One thread: the tests' tensors are small, and a fixed count keeps sums in one order on any machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No deadline: the machines that run the suite are busy, and times are not what is tested.
+settings.register_profile("eosin", deadline=None, max_examples=50)
+settings.load_profile("eosin")
 
 
 @pytest.fixture(scope="session")

@@ -138,10 +138,27 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON object as a line, in one write, so that readers see whole lines."""
+    """Append one JSON object as a line, in one write, so that readers see whole lines.
+
+    A last line that a crash cut short is removed first.
+    """
     line = json.dumps(record, ensure_ascii=False, allow_nan=True, separators=(", ", ": ")) + "\n"
-    with storage_errors(path), open(path, "ab") as file:
+    with storage_errors(path), open(path, "ab+") as file:
+        _cut_to_whole_lines(file)
         file.write(line.encode())
+
+
+def _cut_to_whole_lines(file: IO[bytes]) -> None:
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - 4096)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            file.truncate(start + newline + 1)
+            return
+        end = start
+    file.truncate(0)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

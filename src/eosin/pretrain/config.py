@@ -1,0 +1,124 @@
+"""The configuration of a pre-training run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, SerializeAsAny, field_validator
+
+from eosin.augment import AugmentConfig
+from eosin.core.config import Config
+from eosin.core.errors import EosinError
+from eosin.methods import METHODS, MethodConfig
+from eosin.training.optimizers import OptimizerConfig
+
+__all__ = [
+    "FREE_FIELDS",
+    "CheckpointConfig",
+    "DataConfig",
+    "EncoderConfig",
+    "PretrainConfig",
+    "WatchConfig",
+]
+
+FREE_FIELDS = ("checkpoint", "data.workers", "data.quarantine_limit", "watch.on_collapse", "device", "compile")
+"""Fields that may change when a run is resumed: none of them changes what is computed."""
+
+
+class DataConfig(Config):
+    """The unlabelled tiles."""
+
+    source: str | None = None
+    """folder:DIR, csv:FILE, store:DIR or a path; set by --data."""
+    splits: tuple[str, ...] | None = None
+    """Use only tiles of these splits of the source."""
+    size: int = Field(256, ge=8)
+    """Side in pixels to which a tile's short side is resized before views are cut."""
+    workers: int | None = Field(None, ge=0)
+    """Processes that decode tiles; null chooses by the number of cores."""
+    quarantine_limit: float = Field(0.01, ge=0.0, le=1.0)
+    """Share of unreadable tiles above which the run stops."""
+
+
+class EncoderConfig(Config):
+    """The network to train."""
+
+    architecture: str = "resnet50"
+    """A timm architecture."""
+    size: int = Field(224, ge=8)
+    """Side in pixels of the images on which the trained encoder is to be used."""
+    mpp: float | None = Field(None, gt=0.0)
+    """Resolution of the tiles in µm/px, where they have one; written on the encoder's card."""
+    options: dict[str, Any] = {}
+    """Further arguments of timm.create_model, such as zero_init_last."""
+
+
+class CheckpointConfig(Config):
+    """When to save."""
+
+    every_steps: int | None = Field(None, ge=1)
+    """Optimiser steps between checkpoints; null saves 20 over the run."""
+    keep: int = Field(2, ge=1)
+    """Checkpoints kept: the newest ones."""
+
+
+class WatchConfig(Config):
+    """The collapse watch and the online probe."""
+
+    every_steps: int | None = Field(None, ge=1)
+    """Optimiser steps between looks at the encoder; null looks 20 times over the run."""
+    tiles: int = Field(512, ge=16)
+    """Tiles embedded at each look."""
+    task: str | None = None
+    """A labelled source for the online kNN probe, such as csv:tiles.csv; its validation split is scored."""
+    grace_steps: int = Field(100, ge=0)
+    """Steps before a collapse may be reported: every run starts with near-equal projections."""
+    on_collapse: Literal["warn", "stop"] = "warn"
+    """warn goes on; stop ends the run with its last checkpoint kept."""
+
+
+class PretrainConfig(Config):
+    """Everything that determines a pre-training run."""
+
+    summary: str = ""
+    """What the recipe is for, what it costs and what it reaches."""
+    seed: int = Field(0, ge=0)
+    """Seed of every draw."""
+    samples: int = Field(256_000_000, ge=1)
+    """Length of the run in tiles seen."""
+    batch_size: int = Field(256, ge=2)
+    """Tiles per optimiser step over all processes."""
+    accumulate: int = Field(1, ge=1)
+    """Pieces into which a process cuts its batch to save memory."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16 runs the networks in mixed precision; losses stay fp32."""
+    compile: bool = False
+    """Compile the networks with torch.compile."""
+    device: str | None = None
+    """cpu, cuda, cuda:N; null takes the best one present."""
+    log_every: int = Field(10, ge=1)
+    """Optimiser steps between lines of metrics.jsonl."""
+    data: DataConfig = DataConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    augment: AugmentConfig = AugmentConfig()
+    method: SerializeAsAny[MethodConfig]
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    watch: WatchConfig = WatchConfig()
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _resolve_method(cls, values: Any) -> Any:
+        """Read the fields with the model of the method that is named."""
+        if isinstance(values, MethodConfig):
+            return values
+        if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
+            raise EosinError(f"field 'method.name' is missing; valid: {', '.join(METHODS)}")
+        return METHODS[values["name"]].Config.parse(values, "method")  # type: ignore[attr-defined]
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the run."""
+        return math.ceil(self.samples / self.batch_size)

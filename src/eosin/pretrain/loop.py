@@ -1,0 +1,362 @@
+"""The pre-training loop.
+
+    tiles -> views -> method(views).loss -> backward -> optimiser -> method.after_step
+
+Everything random is drawn from (seed, step, position in the batch), so a run that is killed and started again from a
+checkpoint goes on to the same bits, whatever the number of decoding processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress, TaskID
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from eosin.augment import Views
+from eosin.core.collective import position_in_run, processes
+from eosin.core.console import console, progress_bar, warn
+from eosin.core.draws import Draws, stream_seed
+from eosin.core.errors import EosinError
+from eosin.data import Quarantine, Tiles, TrainingLoader, open_tiles
+from eosin.encoders import Encoder, build_encoder, save_encoder
+from eosin.methods import METHODS, Method
+from eosin.pretrain.config import FREE_FIELDS, PretrainConfig
+from eosin.pretrain.probe import OnlineProbe
+from eosin.pretrain.watch import CollapseWatch, pair_similarities, spread
+from eosin.training.optimizers import build_optimizer, set_learning_rate
+from eosin.training.processes import choose_device, process_group
+from eosin.training.run import RunDirectory
+from eosin.training.schedules import warmup_cosine
+
+__all__ = ["Interrupted", "pretrain"]
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved a checkpoint.
+
+    Attributes:
+        signal: SIGINT or SIGTERM.
+        step: Steps taken.
+    """
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped at step {step}")
+        self.signal = signal.Signals(number)
+        self.step = step
+
+
+def pretrain(config: PretrainConfig, out: Path, *, command: str = "") -> Path:
+    """Pre-train an encoder, or go on with the run in `out`.
+
+    Args:
+        config: The run's configuration, with `data.source` set.
+        out: The run directory.
+        command: The command line, for the record.
+
+    Returns:
+        Path of the trained encoder, `out/encoder.safetensors`.
+
+    Raises:
+        EosinError: If something in the configuration, the data or the directory is wrong; if the loss is not finite;
+            if the encoder collapsed and `watch.on_collapse` is "stop".
+        Interrupted: After Ctrl-C or SIGTERM, with a checkpoint saved.
+    """
+    device = choose_device(config.device)
+    with process_group(device):
+        tiles = _open(config)
+        trainer = _Trainer(config, tiles, device)
+        with RunDirectory(
+            out, config, free=FREE_FIELDS, command=command, keep=config.checkpoint.keep
+        ) if position_in_run() == 0 else contextlib.nullcontext() as run:
+            return trainer.train(out, run)
+
+
+def _open(config: PretrainConfig) -> Tiles:
+    if config.data.source is None:
+        raise EosinError("field 'data.source' is missing; give the tiles with --data SOURCE")
+    tiles = open_tiles(config.data.source, splits=config.data.splits)
+    if config.batch_size > len(tiles):
+        raise EosinError(
+            f"batch_size {config.batch_size} is larger than the {len(tiles)} tiles of {config.data.source}; "
+            f"use --batch_size {2 ** (len(tiles).bit_length() - 1)} or less"
+        )
+    pieces = processes() * config.accumulate
+    if config.batch_size % pieces:
+        raise EosinError(
+            f"batch_size {config.batch_size} cannot be shared by {processes()} processes x accumulate "
+            f"{config.accumulate}; use a multiple of {pieces}"
+        )
+    return tiles
+
+
+class _Trainer:
+    """One run: networks, optimiser, and the state of the log."""
+
+    def __init__(self, config: PretrainConfig, tiles: Tiles, device: torch.device) -> None:
+        self.config = config
+        self.tiles = tiles
+        self.device = device
+        self.method = self._build_method().to(device, memory_format=torch.channels_last)
+        self.model: torch.nn.Module = self.method
+        if config.compile:
+            for module in self.method.modules():
+                if isinstance(module, Encoder):
+                    module.compile()
+        if processes() > 1:
+            self.model = DistributedDataParallel(self.method, broadcast_buffers=False)
+        self.optimizer = build_optimizer(config.optimizer, self.method.parameter_groups())
+        self.views = Views(config.augment)
+        self.watch = CollapseWatch(self.method.chance_loss, config.watch.grace_steps)
+        self.probe = OnlineProbe(config.watch, tiles, config.data.size, config.encoder.size, config.seed)
+        self.step = 0
+        self.sums: dict[str, Tensor] = {}
+        self.logged = 0
+        self.seconds = {"data": 0.0, "step": 0.0}
+        self.timed = 0
+        self._stop_signal = 0
+
+    def _build_method(self) -> Method:
+        config = self.config
+        augment, encoder = config.augment, config.encoder
+
+        def make_encoder() -> Encoder:
+            return build_encoder(
+                encoder.architecture,
+                size=encoder.size,
+                mean=augment.mean,
+                std=augment.std,
+                mpp=encoder.mpp,
+                options=encoder.options,
+            )
+
+        method = METHODS[config.method.name](config.method, make_encoder, config.seed)
+        wanted, given = method.views, {name: view.count for name, view in augment.views.items()}
+        if wanted != given:
+            raise EosinError(f"method {config.method.name} needs the views {wanted}, augment.views gives {given}")
+        method.check(config.batch_size)
+        return method
+
+    # The run -----------------------------------------------------------------------------------------------------
+
+    def train(self, out: Path, run: RunDirectory | None) -> Path:
+        result = out / "encoder.safetensors"
+        if run is not None and run.finished:
+            console.print(f"{out} is finished already: {result}")
+            return result
+        self._resume(out, run)
+        self._describe(out)
+        quarantine = Quarantine(out / "quarantine.jsonl" if run else None, self.config.data.quarantine_limit)
+        with self._signals(), _progress(run is not None, self.config, self.step) as (progress, task):
+            self._loop(run, quarantine, progress, task)
+        if run is not None:
+            save_encoder(self.method.encoder, result)
+            console.print(f"{quarantine.summary()}; encoder: {result}")
+        return result
+
+    def _resume(self, out: Path, run: RunDirectory | None) -> None:
+        from eosin.training.checkpoints import Checkpoints
+
+        found = Checkpoints(out / "checkpoints").load_newest()
+        if found is not None:
+            self.step, state = found
+            self.method.load_state_dict(state["method"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.watch.load_state_dict(state["watch"])
+            self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+            self.logged = state["logged"]
+            console.print(f"resuming {out} at step {self.step} of {self.config.steps}")
+        if run is not None:
+            run.rewind(self.step)
+
+    def _describe(self, out: Path) -> None:
+        config = self.config
+        passes = config.samples / len(self.tiles)
+        console.print(
+            f"{config.method.name} {config.encoder.architecture}: {len(self.tiles)} tiles, {config.samples} samples = "
+            f"{passes:.1f} passes = {config.steps} steps of {config.batch_size}; "
+            f"{config.precision} on {self.device}, lr {config.optimizer.scaled(config.optimizer.lr, config.batch_size):g}"
+            f" → {out}"
+        )
+
+    def _loop(self, run: RunDirectory | None, quarantine: Quarantine, progress: Progress, task: TaskID) -> None:
+        config = self.config
+        save_every = config.checkpoint.every_steps or max(1, config.steps // 20)
+        look_every = config.watch.every_steps or max(1, config.steps // 20)
+        loader = TrainingLoader(
+            self.tiles,
+            size=config.data.size,
+            batch_size=config.batch_size // processes(),
+            seed=config.seed,
+            start_step=self.step,
+            steps=config.steps,
+            workers=config.data.workers,
+            quarantine=quarantine,
+            rank=position_in_run(),
+            world=processes(),
+        )
+        before = time.perf_counter()
+        for batch in loader:
+            arrived = time.perf_counter()
+            self._take_step(batch.images, batch.positions)
+            self.step = batch.step + 1
+            after = time.perf_counter()
+            self.seconds["data"] += arrived - before
+            self.seconds["step"] += after - arrived
+            self.timed += 1
+            last = self.step == config.steps
+            if self.step % config.log_every == 0 or last or self.step % look_every == 0:
+                self._report(run, progress, task, look=self.step % look_every == 0 or last)
+            progress.update(task, completed=self.step)
+            if run is not None and (self.step % save_every == 0 or last or self._stop_signal):
+                self._save(run)
+            if self._stop_signal:
+                raise Interrupted(self._stop_signal, self.step)
+            before = time.perf_counter()
+
+    # One step ----------------------------------------------------------------------------------------------------
+
+    def _take_step(self, images: Tensor, positions: Any) -> None:
+        config = self.config
+        set_learning_rate(self.optimizer, self._learning_rate())
+        # Drop-path and the like draw from torch's generator: seeded here, they need no saved state.
+        torch.manual_seed(stream_seed(config.seed, "torch", self.step, position_in_run()) % 2**63)
+        self.model.train()
+        share = len(images) // config.accumulate
+        for start in range(0, len(images), share):
+            last = start + share >= len(images)
+            waiting = contextlib.nullcontext() if last or self.model is self.method else self.model.no_sync()  # type: ignore[operator]
+            with waiting:
+                self._accumulate(images[start : start + share], positions[start : start + share])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.after_step(self.step)
+
+    def _accumulate(self, images: Tensor, positions: Any) -> None:
+        config = self.config
+        with torch.no_grad():
+            draws = Draws(config.seed, self.step, positions)
+            views = self.views(images.to(self.device, non_blocking=True), draws)
+            views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+            output = self.model(views)
+        (output.loss / config.accumulate).backward()
+        positive, negative = pair_similarities(*output.pairs)
+        scalars = {
+            "loss": output.loss.detach(),
+            **output.scalars,
+            "watch/positive_similarity": positive,
+            "watch/negative_similarity": negative,
+            "watch/projection_spread": spread(output.pairs[0]),
+        }
+        # Sums stay on the device: reading one each step would make the host wait for a GPU.
+        for name, value in scalars.items():
+            value = value.detach().double() / config.accumulate
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        if self.device.type == "cpu":
+            self._check_finite(self.step + 1)
+
+    def _check_finite(self, step: int) -> None:
+        if not torch.isfinite(self.sums["loss"]):
+            raise EosinError(
+                f"the loss is not finite at step {step}; the last checkpoint is kept. "
+                "Lower --optimizer.lr, lengthen --optimizer.warmup_samples or use --precision fp32"
+            )
+
+    def _learning_rate(self) -> float:
+        optimizer, batch = self.config.optimizer, self.config.batch_size
+        return warmup_cosine(
+            self.step,
+            self.config.steps,
+            peak=optimizer.scaled(optimizer.lr, batch),
+            final=optimizer.scaled(optimizer.final_lr, batch),
+            warmup=optimizer.warmup_samples // batch,
+            stair=max(1, optimizer.stair_samples // batch),
+        )
+
+    # The log -----------------------------------------------------------------------------------------------------
+
+    def _report(self, run: RunDirectory | None, progress: Progress, task: TaskID, *, look: bool) -> None:
+        self._check_finite(self.step)
+        count = self.step - self.logged
+        record: dict[str, Any] = {"step": self.step, "samples": self.step * self.config.batch_size}
+        record |= {name: value.item() / count for name, value in self.sums.items()}
+        record["lr"] = self.optimizer.param_groups[0]["lr"]
+        record["loss_at_chance"] = self.method.chance_loss
+        self.sums, self.logged = {}, self.step
+        if look and run is not None:
+            record |= self.probe.look(self.method.encoder, self.device)
+        total = self.seconds["data"] + self.seconds["step"]
+        record["images_per_second"] = self.timed * self.config.batch_size / total if total else 0.0
+        record["data_wait"] = self.seconds["data"] / total if total else 0.0
+        self.seconds, self.timed = {"data": 0.0, "step": 0.0}, 0
+        if run is None:
+            return
+        run.log(record)
+        progress.update(task, loss=f"loss {record['loss']:.3f}", speed=f"{record['images_per_second']:.0f} img/s")
+        if look:
+            progress.console.print(_in_words(record, self.config.steps))
+        for message in self.watch.judge(record):
+            warn(f"step {self.step}: {message}")
+            if self.config.watch.on_collapse == "stop":
+                raise EosinError(f"stopped at step {self.step} by --watch.on_collapse stop: {message}")
+
+    def _save(self, run: RunDirectory) -> None:
+        if self.sums:
+            self._check_finite(self.step)
+        run.checkpoints.save(
+            self.step,
+            {
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "watch": self.watch.state_dict(),
+                "sums": self.sums,
+                "logged": self.logged,
+            },
+        )
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Note Ctrl-C and SIGTERM, to stop after the step; a second Ctrl-C stops at once."""
+
+        def note(number: int, _: Any) -> None:
+            if self._stop_signal and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._stop_signal = number
+
+        try:
+            previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: the caller handles signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _progress(shown: bool, config: PretrainConfig, step: int) -> Iterator[tuple[Progress, TaskID]]:
+    with progress_bar("loss", "speed") as progress:
+        progress.disable = not (shown and sys.stderr.isatty())
+        task = progress.add_task(config.method.name, total=config.steps, completed=step, loss="", speed="")
+        yield progress, task
+
+
+def _in_words(record: dict[str, Any], steps: int) -> str:
+    parts = [f"step {record['step']}/{steps}", f"loss {record['loss']:.3f} (chance {record['loss_at_chance']:.2f})"]
+    if "watch/knn_accuracy" in record:
+        parts.append(f"kNN {record['watch/knn_accuracy']:.3f}")
+    parts.append(f"rank {record['watch/effective_rank']:.0f}")
+    parts.append(f"spread {record['watch/projection_spread']:.2f}")
+    parts.append(f"{record['images_per_second']:.0f} img/s")
+    return "  ".join(parts)

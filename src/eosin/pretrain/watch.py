@@ -1,0 +1,131 @@
+"""The collapse watch: says in words when a run stops telling tiles apart.
+
+Looked at are
+
+* the loss against its value by chance (ln(K+1) for MoCo): a network that gives every tile the same projection ends there;
+* the spread of projections: the standard deviation per dimension of L2-normalised vectors times sqrt(d), 1 when they
+  fill the sphere evenly, 0 when all are equal (Chen and He, "Exploring simple Siamese representation learning",
+  CVPR 2021);
+* the effective rank of the encoder's features, RankMe = exp(-sum p_i ln p_i) with p_i = s_i / sum s + 1e-7 over the
+  singular values s (Garrido et al., ICML 2023);
+* the cosine similarity of the two views of a tile beside that of views of different tiles.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["CollapseWatch", "effective_rank", "pair_similarities", "spread"]
+
+_LEAST_SPREAD = 0.1
+_LEAST_RANK = 2.0
+_NEAR_CHANCE = 0.98
+_PATIENCE = 3
+
+
+def spread(vectors: Tensor) -> Tensor:
+    """Return sqrt(d) times the mean standard deviation per dimension of the L2-normalised rows.
+
+    Args:
+        vectors: float [N, d].
+
+    Returns:
+        Scalar: 0 when all rows point one way, near 1 when they fill the sphere evenly.
+    """
+    return F.normalize(vectors.float(), dim=1).std(dim=0, correction=0).mean() * vectors.shape[1] ** 0.5
+
+
+def effective_rank(features: Tensor) -> Tensor:
+    """Return RankMe of features, between 1 and min(N, D).
+
+    Args:
+        features: float [N, D].
+    """
+    values = torch.linalg.svdvals(features.double())
+    share = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny) + 1e-7
+    return torch.exp(-(share * share.log()).sum())
+
+
+def pair_similarities(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean cosine similarity of matching rows and of all other pairs of rows.
+
+    Args:
+        first: float [B, d], L2-normalised.
+        second: float [B, d], L2-normalised.
+    """
+    total = first.sum(dim=0) @ second.sum(dim=0)
+    matching = (first * second).sum()
+    size = len(first)
+    return matching / size, (total - matching) / (size * max(size - 1, 1))
+
+
+class CollapseWatch:
+    """Judges a run's log records.
+
+    Args:
+        chance_loss: The loss of a collapsed network.
+        grace_steps: Steps before which nothing is reported.
+    """
+
+    def __init__(self, chance_loss: float, grace_steps: int) -> None:
+        self.chance_loss = chance_loss
+        self.grace_steps = grace_steps
+        self._suspicions: dict[str, int] = {}
+
+    def judge(self, record: dict[str, float]) -> list[str]:
+        """Return what has been wrong for three looks in a row, each once, in words.
+
+        Args:
+            record: A log record with `step`, `loss` and the watch's scalars; absent ones are not judged.
+        """
+        if record["step"] < self.grace_steps:
+            return []
+        findings = {
+            "spread": self._spread(record),
+            "rank": self._rank(record),
+            "chance": self._chance(record),
+        }
+        messages = []
+        for name, (known, message) in findings.items():
+            if not known:
+                continue
+            self._suspicions[name] = self._suspicions.get(name, 0) + 1 if message else 0
+            if message and self._suspicions[name] == _PATIENCE:
+                messages.append(message)
+        return messages
+
+    def _spread(self, record: dict[str, float]) -> tuple[bool, str]:
+        value = record.get("watch/projection_spread")
+        if value is None or value >= _LEAST_SPREAD:
+            return value is not None, ""
+        return True, (
+            f"collapse: projections of different tiles are nearly equal (spread {value:.3f}, healthy near 1). "
+            "Lower the learning rate, lengthen the warm-up, or check that the tiles differ"
+        )
+
+    def _rank(self, record: dict[str, float]) -> tuple[bool, str]:
+        value = record.get("watch/effective_rank")
+        if value is None or value >= _LEAST_RANK:
+            return value is not None, ""
+        return True, (
+            f"collapse: the features span {value:.1f} dimensions (RankMe). "
+            "Lower the learning rate or weaken the augmentation"
+        )
+
+    def _chance(self, record: dict[str, float]) -> tuple[bool, str]:
+        if record["loss"] < _NEAR_CHANCE * self.chance_loss:
+            return True, ""
+        return True, (
+            f"nothing is learned: the loss {record['loss']:.3f} stays at chance ({self.chance_loss:.3f}). "
+            "Raise the learning rate or check that the two views share content"
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how often in a row each finding was made."""
+        return dict(self._suspicions)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take over what `state_dict` returned."""
+        self._suspicions = dict(state)

@@ -1,0 +1,102 @@
+"""Files: whole or absent, on errors and on a full disk; locks."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from eosin.core.errors import EosinError
+from eosin.core.files import (
+    DirectoryLock,
+    append_json_line,
+    atomic_directory,
+    atomic_file,
+    read_json_lines,
+    storage_errors,
+    writable_directory,
+)
+
+
+def test_atomic_file_keeps_the_old_one_on_an_error(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_file(path, "w") as file:
+        file.write("new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with atomic_file(path, "w") as file:
+        file.write("new")
+    assert path.read_text() == "new"
+
+
+def test_atomic_directory_appears_whole_or_not(tmp_path):
+    target = tmp_path / "deep" / "out"
+    with pytest.raises(RuntimeError), atomic_directory(target) as folder:
+        (folder / "x").write_text("1")
+        raise RuntimeError
+    assert list((tmp_path / "deep").iterdir()) == []
+    with atomic_directory(target) as folder:
+        (folder / "x").write_text("1")
+        assert not target.exists()
+    assert (target / "x").read_text() == "1"
+    with pytest.raises(EosinError, match="exists already"), atomic_directory(target):
+        pass
+
+
+@pytest.mark.parametrize(("code", "words"), [("ENOSPC", "no space left"), ("EACCES", "not writable")])
+def test_storage_errors_say_what_to_do(tmp_path, code, words):
+    import errno
+
+    with pytest.raises(EosinError, match=words), storage_errors(tmp_path):
+        raise OSError(getattr(errno, code), "x")
+    with pytest.raises(OSError, match="x"), storage_errors(tmp_path):
+        raise OSError(errno.EIO, "x")
+
+
+def test_output_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EosinError, match="is a file"):
+        writable_directory(tmp_path / "file")
+    with pytest.raises(EosinError, match="part of this path is a file|cannot be written"):
+        writable_directory(tmp_path / "file" / "below")
+
+
+def test_json_lines_survive_a_line_cut_short(tmp_path):
+    path = tmp_path / "log.jsonl"
+    append_json_line(path, {"step": 1})
+    append_json_line(path, {"step": 2})
+    with open(path, "a") as file:
+        file.write('{"step": 3')
+    assert [record["step"] for record in read_json_lines(path)] == [1, 2]
+    append_json_line(path, {"step": 4})
+    assert [record["step"] for record in read_json_lines(path)] == [1, 2, 4]
+    path.write_text('{"step": \n{"step": 2}\n')
+    with pytest.raises(EosinError, match="line 1 is damaged"):
+        read_json_lines(path)
+    assert read_json_lines(tmp_path / "absent") == []
+
+
+def test_lock_is_exclusive_and_dies_with_its_process(tmp_path):
+    code = (
+        "import sys,time,pathlib; from eosin.core.files import DirectoryLock\n"
+        "with DirectoryLock(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(EosinError, match=f"in use by process {process.pid}"):
+            DirectoryLock(tmp_path).__enter__()
+    finally:
+        process.kill()
+        process.wait()
+    with DirectoryLock(tmp_path):
+        assert f"process {os.getpid()}" in (tmp_path / ".lock").read_text()
+
+
+def test_json_line_is_one_line(tmp_path):
+    append_json_line(tmp_path / "a", {"text": "a\nb é"})
+    (line,) = (tmp_path / "a").read_text().splitlines()
+    assert json.loads(line) == {"text": "a\nb é"}
