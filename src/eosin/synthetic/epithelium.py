@@ -17,7 +17,7 @@ _GLAND_JITTER = 0.14
 def paint_lymphocytes(frame: Frame) -> Layer:
     """Lymphoid infiltrate: crowded round dark nuclei with hardly any cytoplasm."""
     rng = frame.rng()
-    pitch = float(rng.uniform(7.2, 9.6))
+    pitch = float(rng.uniform(6.5, 9.0))
     size = float(rng.uniform(0.92, 1.08))
     pack = frame.waves(60, "packing")
     places = scatter(frame, pitch, "lymphocytes", jitter=0.3, keep=float(rng.uniform(0.82, 1.0)))
@@ -74,8 +74,8 @@ def _around(
 def paint_glands(frame: Frame) -> Layer:
     """Normal glands: a lumen, tall cells with basal nuclei and goblets, loose lamina propria between."""
     rng = frame.rng()
-    pitch = float(rng.uniform(58, 76))
-    height = float(rng.uniform(14, 18))
+    pitch = float(rng.uniform(60, 82))
+    height = float(rng.uniform(0.24, 0.33)) * pitch
     at = frame.cells(frame.x, frame.y, pitch, "glands", 5, jitter=_GLAND_JITTER)
     outline, reach = _radius(at.dx, at.dy, at.traits, pitch)
     ragged = frame.noise(7, "ragged")
@@ -87,7 +87,8 @@ def paint_glands(frame: Frame) -> Layer:
     around = collagen(frame.child("propria"), loose=float(rng.uniform(0.55, 1.0)), cells=1.3)
     streak = 1 + 0.22 * frame.noise(2.2, "cytoplasm") + 0.18 * frame.noise(6, "cells")
     apical = np.exp(-np.square((depth - height + 1.5) / 1.6))
-    cell_e, cell_h = 0.52 * streak + 0.22 * apical, 0.17 * streak
+    tone_e, tone_h = rng.uniform((0.38, 0.1), (0.68, 0.28))
+    cell_e, cell_h = float(tone_e) * streak + 0.22 * apical, float(tone_h) * streak
     glands = frame.seeds(pitch, "glands", 5, jitter=_GLAND_JITTER)
     near = np.maximum(np.abs(glands.x), np.abs(glands.y)) < frame.half + pitch
     glands = glands.take(near)
@@ -119,10 +120,10 @@ def _outside(frame: Frame, group: Shapes, pitch: float) -> NDArray[np.bool_]:
 
 def _goblets(frame: Frame, glands: Points, pitch: float, height: float, share: float) -> tuple[Array, Array]:
     """Coverage by goblets of mucin, and by the thin cytoplasm pressed around them."""
-    places, outward, gland = _around(frame, glands, pitch, 8.0, (0.58 * height, 0.75 * height), "goblets")
+    places, outward, gland = _around(frame, glands, pitch, 8.6, (0.55 * height, 0.78 * height), "goblets")
     some = places.traits[0] < share * (0.4 + 0.6 * glands.traits[4][gland])
     places, outward = places.take(some), outward[some]
-    a, b = 4.0 + 1.6 * places.traits[1], 2.9 + 1.0 * places.traits[2]
+    a, b = 0.22 * height + 2.0 * places.traits[1], 3.3 + 1.3 * places.traits[2]
     inner = coverage(frame, shapes(places, a, b, angle=outward, rough=0.06))
     outer = coverage(frame, shapes(places, a + 0.9, b + 0.9, angle=outward, rough=0.06))
     return inner, outer - inner
@@ -158,11 +159,11 @@ def paint_tumor(frame: Frame) -> Layer:
     grain = 1 + 0.25 * frame.noise(2.0, "cytoplasm") + 0.22 * frame.noise(7, "cells") + 0.1 * frame.noise(0.9, "grain")
     tone = float(rng.uniform(0.35, 0.6))
     eosin = around.eosin + within * (tone * grain - around.eosin)
-    hematoxylin = around.hematoxylin + within * (0.26 * grain - around.hematoxylin)
+    hematoxylin = around.hematoxylin + within * (float(rng.uniform(0.14, 0.36)) * grain - around.hematoxylin)
     debris = np.clip(frame.noise(4, "debris") * 2 - 0.5, 0, 1) * float(rng.uniform(0, 0.7))
     eosin += lumen * (0.03 + 0.6 * debris - eosin)
     hematoxylin += lumen * (0.02 + 0.25 * debris - hematoxylin)
-    places = scatter(frame, float(rng.uniform(8.6, 10.2)) * size, "nuclei", jitter=0.33, count=6)
+    places = scatter(frame, float(rng.uniform(7.6, 9.0)) * size, "nuclei", jitter=0.33, count=6)
     at_depth, at_lumen = inside(places.x, places.y)
     keep = (at_depth > 3.5) & (at_lumen < -3.5)
     places = places.take(keep)

@@ -39,7 +39,7 @@ def spindles(frame: Frame, places: Points, angle: Array, size: float = 1.0) -> S
     t = places.traits
     a = size * (4.8 + 4.0 * t[0])
     return shapes(
-        places, a, size * (1.15 + 0.85 * t[1]), angle=angle, bend=2.4 * (t[2] - 0.5), taper=0.55,
+        places, a, size * (0.9 + 0.8 * t[1]), angle=angle, bend=2.4 * (t[2] - 0.5), taper=0.55,
         rough=0.05, dark=0.85 + 0.35 * t[3], vesicle=0.15, clump=0.2, kind=FIBROBLAST, scale=frame.lod,
     )  # fmt: skip
 
@@ -67,7 +67,7 @@ def tumor_nuclei(frame: Frame, places: Points, angle: Array, size: float, slende
     t = places.traits
     mean = size * np.exp((0.16 + 0.26 * grade) * (t[0] + t[4] - 1)) * 4.7
     ratio = slender * (0.72 + 0.28 * t[1])
-    dark = 0.72 + 0.3 * t[3]
+    dark = 0.82 + 0.34 * t[3]
     # A few are dense and shrunken (dying) or in division.
     dense = t[5] > 0.95
     long = np.where(dense, 0.62 * mean, mean / np.sqrt(ratio))
@@ -75,7 +75,7 @@ def tumor_nuclei(frame: Frame, places: Points, angle: Array, size: float, slende
     return shapes(
         places, long, wide,
         angle=angle + 0.8 * (t[2] - 0.5), rough=0.05 + 0.05 * grade, dark=np.where(dense, 1.5, dark),
-        vesicle=np.where(dense, 0.0, 0.5 + 0.2 * t[4]), clump=0.3,
+        vesicle=np.where(dense, 0.0, 0.18 + 0.42 * grade + 0.15 * t[4]), clump=0.3,
         nucleolus=np.where(dense, 0.0, 0.35 + 0.5 * t[1]), kind=TUMOR, scale=frame.lod,
     )  # fmt: skip
 
@@ -134,7 +134,7 @@ def draw_nuclei(frame: Frame, hematoxylin: Array, eosin: Array, bodies: Shapes) 
         eosin: What lies around them, float32 [h, w].
         bodies: The nuclei; `kind` is their type.
     """
-    bodies = thin(bodies, 0.78)
+    bodies = thin(bodies, 0.68)
     shape = hematoxylin.shape
     instances, types = np.zeros(shape, np.int32), np.zeros(shape, np.uint8)
     if not len(bodies):
@@ -143,7 +143,7 @@ def draw_nuclei(frame: Frame, hematoxylin: Array, eosin: Array, bodies: Shapes) 
     cover, inside, top = _chromatin(frame, bodies, grain.ravel())
     cover, inside = cover.reshape(shape), inside.reshape(shape)
     hematoxylin = hematoxylin + cover * (np.maximum(inside, 0.25) + 0.15 * hematoxylin - hematoxylin)
-    eosin = eosin * (1 - 0.55 * cover)
+    eosin = eosin + cover * (0.22 + 0.35 * eosin - eosin)
     if frame.mpp <= COARSEST_LABELED_MPP:
         area = np.bincount(top, minlength=len(bodies) + 1)
         # A sliver of a nucleus under the border of the window or under another is no instance to learn from.

@@ -20,7 +20,7 @@ def paint_adipose(frame: Frame) -> Layer:
     x, y = frame.x, frame.y
     cells = frame.cells(x + bow * warp_x(x, y), y + bow * warp_y(x, y), pitch, "adipocytes", 2, jitter=0.36)
     frayed = frame.noise(9, "fray")
-    thick = float(rng.uniform(0.35, 1.1)) * (1 + 0.7 * frayed) + np.float32(rng.uniform(0.4, 2.2)) * np.clip(
+    thick = float(rng.uniform(0.25, 0.8)) * (1 + 0.8 * frayed) + np.float32(rng.uniform(0.4, 2.2)) * np.clip(
         frame.noise(48, "septa"), 0, 1
     )
     # Soft by a third of a µm, or by a pixel where those are larger.
@@ -29,11 +29,12 @@ def paint_adipose(frame: Frame) -> Layer:
     # A second, fainter membrane beside the first, and sheets of cytoplasm cut flat.
     ghost = np.clip(1 - np.abs(cells.edge - 3.2 - 2.6 * frame.noise(22, "ghost")) / 0.8, 0, 1)
     sheet = np.clip((frame.noise(26, "sheet") + 0.5 * frame.noise(11, "sheet fine") - 0.45) * 5, 0, 1)
-    sheet *= np.float32(rng.uniform(0, 0.22))
+    sheet *= np.float32(rng.uniform(0, 0.13)) * (1 + 0.7 * frame.noise(3.5, "sheet grain"))
     tone = 0.75 + 0.35 * frame.noise(4, "tone")
-    eosin = 0.02 + wall * tone * float(rng.uniform(0.5, 0.95)) + ghost * 0.16 * (frayed > 0) + sheet
-    hematoxylin = 0.015 + wall * (0.20 + 0.12 * frayed) + 0.25 * sheet
-    places = scatter(frame, 13, "adipocyte nuclei", keep=0.75)
+    haze = float(np.exp(rng.uniform(np.log(0.008), np.log(0.12))))
+    eosin = haze + wall * tone * float(rng.uniform(0.5, 0.95)) + ghost * np.clip(0.7 * frayed, 0, 0.35) + sheet
+    hematoxylin = 0.5 * haze + wall * (0.20 + 0.12 * frayed) + 0.25 * sheet
+    places = scatter(frame, 13, "adipocyte nuclei", keep=0.22)
     near = frame.cells(
         places.x + bow * warp_x(places.x, places.y),
         places.y + bow * warp_y(places.x, places.y),
@@ -58,20 +59,22 @@ def paint_mucus(frame: Frame) -> Layer:
     """Mucus: a pale bluish pool with fine streaks in swirls, bubbles, a few floating cells."""
     rng = frame.rng()
     flow = Flow(
-        rng.uniform(0, np.pi), frame.waves(rng.uniform(60, 110), "swirl"), rng.uniform(12, 26), rng.uniform(0, 2), 50.0
+        rng.uniform(0, np.pi), frame.waves(rng.uniform(80, 150), "swirl"), rng.uniform(5, 14), rng.uniform(0, 1.5), 50.0
     )
     x, y = frame.x, frame.y
     u, v = flow.along(x, y), flow.across(x, y)
     u = u + 6 * frame.noise(40, "stretch")
-    density = float(np.exp(rng.uniform(np.log(0.10), np.log(0.42))))
+    density = float(np.exp(rng.uniform(np.log(0.10), np.log(0.5))))
     broad = frame.streaks(u, v, 60, 9, "broad")
-    thread = 1 - np.abs(frame.streaks(u, v, 42, 4.5, "threads")) * 2.4
-    thread = np.clip(thread, 0, 1) ** 3
-    hair = np.clip(1 - np.abs(frame.streaks(u, v, 22, 1.9, "hairs")) * 2.6, 0, 1) ** 2
+    # Ridges of noise: lines where it crosses zero; two sets that cross at a small angle tangle like threads.
+    slant = v + np.float32(rng.uniform(0.15, 0.5)) * u
+    thread = np.clip(1 - np.abs(frame.streaks(u, v, 34, 5.0, "threads")) * 3, 0, 1) ** 2
+    hair = np.clip(1 - np.abs(frame.streaks(u, slant, 16, 2.6, "hairs")) * 3, 0, 1) ** 2
+    hair *= np.clip(0.5 + frame.noise(9, "hair strength"), 0, 1)
     gap = np.clip(frame.noise(34, "gaps") * 1.6 - float(rng.uniform(0.1, 1.0)), 0, 1)
     thread *= np.clip(0.6 + 1.2 * frame.noise(24, "thread strength"), 0, 1)
-    body = 0.65 + 0.45 * broad + 0.16 * frame.noise(1.6, "grain")
-    hematoxylin = density * (body + 0.9 * thread + 0.45 * hair)
+    body = 0.6 + 0.3 * broad + 0.3 * frame.noise(1.5, "grain") + 0.25 * frame.noise(5, "curds")
+    hematoxylin = density * (body + 0.8 * thread + 0.8 * hair)
     eosin = density * 0.45 * (body + hair) + float(rng.uniform(0.05, 0.5)) * thread * density / 0.2
     hematoxylin *= 1 - 0.85 * gap
     eosin *= 1 - 0.85 * gap
@@ -97,7 +100,7 @@ def _specks(frame: Frame, pitch: float, keep: float, low: float, high: float) ->
 def paint_background(frame: Frame) -> Layer:
     """Empty glass: dust, smears of stain, now and then floating scraps of tissue."""
     rng = frame.rng()
-    haze = float(np.exp(rng.uniform(np.log(0.008), np.log(0.09))))
+    haze = float(np.exp(rng.uniform(np.log(0.008), np.log(0.16))))
     cloud = 1 + 0.8 * frame.noise(70, "cloud") + 0.3 * frame.noise(22, "cloud fine")
     dust = _specks(frame, 9, float(rng.uniform(0, 0.2)), 0.4, 1.8)
     flakes = _specks(frame, 26, float(rng.uniform(0, 0.35)), 1.0, 5.5)

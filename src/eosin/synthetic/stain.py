@@ -13,8 +13,8 @@ _STAIN_KEY = 0x57A1
 
 # Ends of the range of hues seen in hematoxylin (blue to purple) and eosin (magenta to salmon), as optical density in
 # R, G, B. Typical values lie between them, for instance Macenko et al. 2009: (0.56, 0.72, 0.41), (0.22, 0.80, 0.56).
-_HEMATOXYLIN = np.array([[0.76, 0.61, 0.22], [0.51, 0.76, 0.40]])
-_EOSIN = np.array([[0.20, 0.95, 0.22], [0.06, 0.78, 0.62]])
+_HEMATOXYLIN = np.array([[0.72, 0.64, 0.26], [0.52, 0.77, 0.37]])
+_EOSIN = np.array([[0.30, 0.90, 0.30], [0.12, 0.83, 0.54]])
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def slide_stain(seed: int, slide: int) -> SlideStain:
     blend = rng.random(2)
     hematoxylin = _HEMATOXYLIN[0] + blend[0] * (_HEMATOXYLIN[1] - _HEMATOXYLIN[0]) + rng.normal(0, 0.03, 3)
     eosin = _EOSIN[0] + blend[1] * (_EOSIN[1] - _EOSIN[0]) + rng.normal(0, 0.03, 3)
-    strength = np.exp(rng.uniform(np.log([0.55, 0.5]), np.log([1.45, 1.8])))
-    white = np.clip(rng.uniform(218, 250) + rng.normal(0, 5, 3), 200, 254)
+    strength = np.exp(rng.uniform(np.log([0.55, 0.42]), np.log([1.55, 1.5])))
+    white = np.clip(rng.uniform(208, 250) + rng.normal(0, 5, 3), 195, 254)
     return SlideStain(
         vectors=(_unit(hematoxylin), _unit(eosin)),
         hematoxylin=float(strength[0]),

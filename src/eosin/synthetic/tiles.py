@@ -119,13 +119,17 @@ def draw_tissue(frame: Frame, tissue: str) -> Drawn:
     layer = _blend(frame, tissue)
     bodies = join(layer.bodies) if layer.bodies else None
     thickness = 1 + np.float32(0.07) * frame.noise(90, "thickness")
-    thickness *= np.float32(np.exp(frame.child("cut").rng().normal(0, 0.12)))
+    grain = 1 + np.float32(0.10) * frame.noise(1.2, "grain") + np.float32(0.08) * frame.noise(3.1, "coarse grain")
+    # Uptake differs over a section too: both dyes with its thickness, each on its own by a little less.
+    cut, uptake_h, uptake_e = np.exp(frame.child("uptake").rng().normal(0, (0.2, 0.14, 0.16))).astype(np.float32)
+    thickness *= cut * grain
     if bodies is None:
         empty = np.zeros(layer.eosin.shape, np.int32)
         drawn = Drawn(layer.hematoxylin, layer.eosin, empty, empty.astype(np.uint8))
     else:
         drawn = draw_nuclei(frame, layer.hematoxylin, layer.eosin, bodies)
-    return Drawn(drawn.hematoxylin * thickness, drawn.eosin * thickness, drawn.instances, drawn.types)
+    hematoxylin, eosin = drawn.hematoxylin * (thickness * uptake_h), drawn.eosin * (thickness * uptake_e)
+    return Drawn(hematoxylin, eosin, drawn.instances, drawn.types)
 
 
 def render_tile(
