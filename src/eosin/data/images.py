@@ -1,0 +1,144 @@
+"""Encoded images to RGB pixels, by one stated rule for every kind of file."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+__all__ = ["MAXIMUM_PIXELS", "MINIMUM_SIDE", "UnreadableImage", "decode_image", "open_image", "square_image"]
+
+MAXIMUM_PIXELS = 178_956_970
+"""Images with more pixels are refused: the size at which Pillow takes a file for a decompression bomb."""
+
+MINIMUM_SIDE = 8
+"""Images with a shorter side (px) are refused: they hold no tissue that could be seen."""
+
+# The limit above is checked on every image; Pillow's warning at half of it would only puzzle.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+UInt8Array = npt.NDArray[np.uint8]
+
+
+class UnreadableImage(Exception):  # noqa: N818 (part of the room's contract)
+    """An image that cannot be used; the message is the reason, without the image's name."""
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Read an image's header and check its size; the pixels are not decoded yet.
+
+    Raises:
+        UnreadableImage: If the bytes are no image, or the image is too small or too large.
+    """
+    if not data:
+        raise UnreadableImage("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:
+        raise UnreadableImage(f"more than the {MAXIMUM_PIXELS:,} pixels that an image may have") from None
+    except Exception as error:
+        raise UnreadableImage(_reason(error)) from None
+    width, height = image.size
+    if width * height > MAXIMUM_PIXELS:
+        raise UnreadableImage(f"{width}×{height} px: more than the {MAXIMUM_PIXELS:,} pixels that an image may have")
+    if min(width, height) < MINIMUM_SIDE:
+        raise UnreadableImage(f"{width}×{height} px: a side is shorter than {MINIMUM_SIDE} px")
+    return image
+
+
+def decode_image(data: bytes, name: str = "") -> UInt8Array:
+    """Decode an image to RGB.
+
+    Palette and grey images are expanded; transparency is laid over white, the colour of glass under the microscope;
+    CMYK, YCbCr and the like go through Pillow's plain conversion; of 16 bits per channel the upper 8 are kept. Colour
+    profiles and the EXIF orientation are not applied. Of a file with several pages the first is read.
+
+    Args:
+        data: The encoded bytes.
+        name: The image's name, which a debugger finds in the exception's `__notes__`.
+
+    Returns:
+        uint8 [3, H, W].
+
+    Raises:
+        UnreadableImage: If the bytes are damaged, no image, or an image outside the limits of this module.
+    """
+    try:
+        return _channels_first(np.asarray(_decoded(open_image(data))))
+    except UnreadableImage as error:
+        if name:
+            error.add_note(name)
+        raise
+
+
+def square_image(data: bytes, size: int) -> UInt8Array:
+    """Decode an image and bring its central square to `size`.
+
+    The square's side is the image's short side. It is resized by Pillow's antialiased bilinear filter. A JPEG at least
+    twice as large as needed is first shrunk by 2, 4 or 8 while it is decoded (libjpeg's scaled DCT), which is several
+    times faster, repeats exactly, and differs from decoding in full by about one grey level.
+
+    Args:
+        data: The encoded bytes.
+        size: Side of the result in px.
+
+    Returns:
+        uint8 [3, size, size].
+
+    Raises:
+        UnreadableImage: As `decode_image`.
+    """
+    image = open_image(data)
+    short = min(image.size)
+    if image.format == "JPEG" and short >= 2 * size:
+        width, height = image.size
+        image.draft(None, (math.ceil(width * size / short), math.ceil(height * size / short)))
+    image = _decoded(image)
+    width, height = image.size
+    short = min(width, height)
+    if (width, height) != (size, size):
+        left, top = (width - short) // 2, (height - short) // 2
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
+    return _channels_first(np.asarray(image))
+
+
+def _channels_first(pixels: npt.NDArray[np.uint8]) -> UInt8Array:
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+        return _rgb(image)
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        # Pillow's readers raise OSError, ValueError, SyntaxError, struct.error and more on damaged files.
+        raise UnreadableImage(_reason(error)) from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        pixels = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), pixels).convert("RGB")
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise UnreadableImage("32-bit pixels; save it with 8 or 16 bits per channel")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise UnreadableImage("floating-point pixels; save it with 8 or 16 bits per channel")
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image of a known format"
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text.strip()

@@ -1,0 +1,241 @@
+"""Tiles in motion: batches whose content is a pure function of (seed, step, position in the global batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from eosin.core.draws import permuted, stream_seed
+from eosin.core.errors import EosinError
+from eosin.data.images import UnreadableImage
+from eosin.data.quarantine import Quarantine
+from eosin.data.tiles import Tiles, load_square
+from eosin.data.workers import read_ahead
+
+__all__ = ["Batch", "TrainingLoader", "iterate_tiles", "tiles_at"]
+
+Int64Array = npt.NDArray[np.int64]
+
+Loaded = tuple[Tensor, Int64Array, list[tuple[int, str]]]
+"""Images uint8 [B, 3, size, size], the tile of each int64 [B], and (tile, reason) of each unreadable one."""
+
+# So many unreadable tiles in a row mean that the disk or network is gone, not that tiles are broken.
+_CONSECUTIVE_FAILURES = 100
+
+
+def tiles_at(samples: npt.ArrayLike, count: int, seed: int) -> Int64Array:
+    """Return which tile each global sample of a run shows.
+
+    Sample g belongs to pass g // count and is entry g % count of that pass's own random order, so each pass shows each
+    tile once, and a batch may straddle two passes.
+
+    Args:
+        samples: Integers, counted from 0 over the whole run.
+        count: Number of tiles.
+        seed: The run's seed.
+
+    Returns:
+        int64 array of the samples' shape.
+    """
+    samples = np.asarray(samples, dtype=np.int64)
+    passes, entries = np.divmod(samples, count)
+    tiles = np.empty(samples.shape, dtype=np.int64)
+    for number in np.unique(passes):
+        here = passes == number
+        tiles[here] = permuted(entries[here], count, stream_seed(seed, "order", int(number)))
+    return tiles
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one process gets for one forward pass."""
+
+    images: Tensor
+    """uint8 [B, 3, size, size] RGB."""
+    positions: Int64Array
+    """int64 [B], each image's position in the global batch of the step."""
+    step: int
+    indices: Int64Array
+    """int64 [B], the tile that each image shows."""
+    micro: int = 0
+    """Which of the step's `accumulate` parts this is."""
+
+
+class TrainingLoader:
+    """Batches of a run, from any step.
+
+    The global batch of a step has batch_size × world × accumulate images; part m of process r holds the positions from
+    (m × world + r) × batch_size on. So what a step sees depends on the global batch alone, not on how it is divided,
+    and not on the number of workers. A tile that cannot be read is replaced by the next readable one of the pass's
+    order and quarantined; the last images of a pass share their batch with the first of the next.
+
+    Args:
+        tiles: The source.
+        size: Side of the images in px; see `load_square`.
+        batch_size: Images a process and part.
+        seed: The run's seed.
+        start_step: First step to load.
+        steps: Steps of the whole run; the last one loaded is steps - 1.
+        workers: Loading processes; 0 loads in this one.
+        quarantine: Where unreadable tiles are listed.
+        rank: This process.
+        world: Number of processes.
+        accumulate: Parts a step.
+
+    Raises:
+        EosinError: If the global batch is larger than the source.
+    """
+
+    def __init__(
+        self,
+        tiles: Tiles,
+        *,
+        size: int,
+        batch_size: int,
+        seed: int,
+        steps: int,
+        quarantine: Quarantine,
+        start_step: int = 0,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+    ) -> None:
+        self.global_batch = batch_size * world * accumulate
+        if self.global_batch > len(tiles):
+            raise EosinError(
+                f"{tiles.spec}: a batch of {self.global_batch:,} is larger than the {len(tiles):,} tiles; "
+                f"use a batch size of at most {max(1, len(tiles) // (world * accumulate)):,}"
+                + (f" a process (× {world * accumulate})" if world * accumulate > 1 else "")
+            )
+        self.tiles = tiles
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start_step = start_step
+        self.steps = steps
+        self.workers = workers
+        self.quarantine = quarantine
+        self.rank = rank
+        self.world = world
+        self.accumulate = accumulate
+
+    def __len__(self) -> int:
+        """Return the number of batches still to come from `start_step`: steps × accumulate."""
+        return max(0, self.steps - self.start_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches in order.
+
+        Raises:
+            EosinError: If too many tiles are unreadable, or a worker is killed.
+        """
+        reader = _TrainingReader(self.tiles, self.size, self.batch_size, self.seed)
+        parts = range(self.start_step * self.accumulate, max(self.start_step, self.steps) * self.accumulate)
+        starts = [(part * self.world + self.rank) * self.batch_size for part in parts]
+        for part, (images, indices, bad) in zip(parts, read_ahead(reader, starts, self.workers), strict=True):
+            _quarantine(self.tiles, bad, self.quarantine)
+            step, micro = divmod(part, self.accumulate)
+            first = (micro * self.world + self.rank) * self.batch_size
+            yield Batch(images, np.arange(first, first + self.batch_size), step, indices, micro)
+
+
+def iterate_tiles(
+    tiles: Tiles, *, size: int, batch_size: int, workers: int, quarantine: Quarantine
+) -> Iterator[tuple[Tensor, Int64Array]]:
+    """Yield every readable tile once, in order.
+
+    Args:
+        tiles: The source.
+        size: Side of the images in px; see `load_square`.
+        batch_size: Images a batch; fewer in the last one and where tiles are unreadable.
+        workers: Loading processes; 0 loads in this one.
+        quarantine: Where unreadable tiles are listed.
+
+    Yields:
+        Images uint8 [B, 3, size, size] and their rows in `tiles`, int64 [B].
+
+    Raises:
+        EosinError: If too many tiles are unreadable, or a worker is killed.
+    """
+    reader = _RowReader(tiles, size, batch_size)
+    for images, rows, bad in read_ahead(reader, range(0, len(tiles), batch_size), workers):
+        _quarantine(tiles, bad, quarantine)
+        if len(rows):
+            yield images, rows
+
+
+def _quarantine(tiles: Tiles, bad: list[tuple[int, str]], quarantine: Quarantine) -> None:
+    for tile, reason in bad:
+        quarantine.add(tiles.names[tile], reason)
+    if bad:
+        quarantine.check(len(tiles))
+
+
+class _TrainingReader:
+    """Loads one process's part of a batch, given its first global sample."""
+
+    def __init__(self, tiles: Tiles, size: int, batch_size: int, seed: int) -> None:
+        self.tiles = tiles
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.known_bad: dict[int, str] = {}
+
+    def __call__(self, first: int, /) -> Loaded:
+        samples = np.arange(first, first + self.batch_size)
+        chosen = tiles_at(samples, len(self.tiles), self.seed)
+        images = np.empty((self.batch_size, 3, self.size, self.size), dtype=np.uint8)
+        bad: dict[int, str] = {}
+        for slot, sample in enumerate(samples):
+            chosen[slot] = self._load(images[slot], int(sample), int(chosen[slot]), bad)
+        return torch.from_numpy(images), chosen, list(bad.items())
+
+    def _load(self, out: npt.NDArray[np.uint8], sample: int, tile: int, bad: dict[int, str]) -> int:
+        """Fill `out` with a tile, or else with the next readable one of the pass's order; return which it is."""
+        count = len(self.tiles)
+        tried = dict[int, str]()
+        while len(tried) < min(count, _CONSECUTIVE_FAILURES):
+            if tried:
+                following = sample - sample % count + (sample + len(tried)) % count
+                tile = int(tiles_at(following, count, self.seed))
+            try:
+                if tile in self.known_bad:
+                    raise UnreadableImage(self.known_bad[tile])
+                out[...] = load_square(self.tiles, tile, self.size)
+                return tile
+            except UnreadableImage as error:
+                tried[tile] = bad[tile] = self.known_bad[tile] = str(error)
+        name, reason = next(iter(tried.items()))
+        raise EosinError(
+            f"{self.tiles.spec}: {len(tried):,} tiles in a row are unreadable (first '{self.tiles.names[name]}': "
+            f"{reason}); check the files and the disk"
+        )
+
+
+class _RowReader:
+    """Loads a batch of consecutive rows, given the first, without the unreadable ones."""
+
+    def __init__(self, tiles: Tiles, size: int, batch_size: int) -> None:
+        self.tiles = tiles
+        self.size = size
+        self.batch_size = batch_size
+
+    def __call__(self, first: int, /) -> Loaded:
+        rows = np.arange(first, min(first + self.batch_size, len(self.tiles)))
+        images = np.empty((len(rows), 3, self.size, self.size), dtype=np.uint8)
+        bad: dict[int, str] = {}
+        kept = 0
+        for row in rows:
+            try:
+                images[kept] = load_square(self.tiles, int(row), self.size)
+                rows[kept] = row
+                kept += 1
+            except UnreadableImage as error:
+                bad[int(row)] = str(error)
+        return torch.from_numpy(images[:kept].copy() if bad else images), rows[:kept], list(bad.items())
