@@ -1,0 +1,154 @@
+"""Where a view looks: random resized crop and flips."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from eosin.augment.operations import Parameters, on_rows
+from eosin.core.draws import Draws
+
+__all__ = ["Flip", "Interpolation", "RandomResizedCrop", "crop_boxes", "resized_crop"]
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+TRIES = 10
+
+
+def crop_boxes(
+    uniforms: npt.NDArray[np.float64], height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> npt.NDArray[np.int64]:
+    """Turn uniform draws into crop boxes by torchvision's law (`RandomResizedCrop.get_params`).
+
+    Up to ten tries of area ~ U(scale) x image area and log aspect ratio ~ U(log ratio); the first box that fits is
+    placed uniformly, and when none fits the central box with the nearest allowed aspect ratio is taken.
+
+    Args:
+        uniforms: float64 [B, 22] in [0, 1): ten areas, ten ratios, vertical and horizontal place.
+        height: Image height in pixels.
+        width: Image width in pixels.
+        scale: Smallest and largest share of the image's area.
+        ratio: Smallest and largest width / height.
+
+    Returns:
+        int64 [B, 4]: top, left, height, width.
+    """
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * uniforms[:, :TRIES])
+    low, high = np.log(ratio)
+    aspect = np.exp(low + (high - low) * uniforms[:, TRIES : 2 * TRIES])
+    widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+    heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    first = fits.argmax(axis=1)
+    rows = np.arange(len(uniforms))
+    box_height, box_width = heights[rows, first], widths[rows, first]
+    top = np.floor(uniforms[:, 2 * TRIES] * (height - box_height + 1)).astype(np.int64)
+    left = np.floor(uniforms[:, 2 * TRIES + 1] * (width - box_width + 1)).astype(np.int64)
+    boxes = np.stack([top, left, box_height, box_width], axis=1)
+    boxes[~fits.any(axis=1)] = _central_box(height, width, ratio)
+    return boxes
+
+
+def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+    box_height, box_width = height, width
+    if width / height < ratio[0]:
+        box_height = min(height, max(1, round(width / ratio[0])))
+    elif width / height > ratio[1]:
+        box_width = min(width, max(1, round(height * ratio[1])))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def resized_crop(
+    images: Tensor, boxes: npt.NDArray[np.int64], size: int, interpolation: Interpolation = "bilinear"
+) -> Tensor:
+    """Cut one box out of each image and resample all of them, antialiased, to one size.
+
+    The filter is the triangle (bilinear) or the cubic with a = -0.5 (bicubic), widened by the down-scale as Pillow
+    widens it. Results are rounded to 8 bits, as Pillow's and torchvision's are for 8-bit images. On a CPU the
+    weights are fixed-point, on another device float: the two differ by at most one grey level.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+        boxes: int64 [B, 4]: top, left, height, width in pixels, inside the image.
+        size: Side of the result in pixels.
+        interpolation: "bilinear" or "bicubic".
+
+    Returns:
+        uint8 [B, 3, size, size].
+    """
+    crops = images.new_empty(len(images), images.shape[1], size, size)
+    # The 8-bit kernels exist on CPUs only.
+    source = images if images.device.type == "cpu" else images.float()
+    for row, (top, left, height, width) in enumerate(boxes.tolist()):
+        box = source[row : row + 1, :, top : top + height, left : left + width]
+        crop = F.interpolate(box, size=(size, size), mode=interpolation, antialias=True, align_corners=False)
+        crops[row : row + 1] = crop if crop.dtype == torch.uint8 else crop.round_().clamp_(0, 255)
+    return crops
+
+
+class RandomResizedCrop:
+    """A box of random area, aspect ratio and place, resampled to a square.
+
+    Args:
+        size: Side of the view in pixels.
+        scale: Smallest and largest share of the image's area.
+        ratio: Smallest and largest width / height.
+        interpolation: "bilinear" or "bicubic".
+    """
+
+    def __init__(
+        self, size: int, scale: tuple[float, float], ratio: tuple[float, float], interpolation: Interpolation
+    ) -> None:
+        self.size = size
+        self.scale = scale
+        self.ratio = ratio
+        self.interpolation: Interpolation = interpolation
+
+    def sample(self, draws: Draws, images: Tensor) -> Parameters:
+        """Draw `box`: int64 [B, 4] top, left, height, width, by the law of `crop_boxes`."""
+        uniforms = draws.uniform("crop", 2 * TRIES + 2)
+        return {"box": crop_boxes(uniforms, images.shape[-2], images.shape[-1], self.scale, self.ratio)}
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        """Crop uint8 [B, 3, H, W] to uint8 [B, 3, size, size] with `resized_crop`."""
+        return resized_crop(images, np.asarray(parameters["box"], dtype=np.int64), self.size, self.interpolation)
+
+
+class Flip:
+    """Mirror left-right and top-bottom, each with its probability: a slide has no upright.
+
+    Args:
+        horizontal: Probability of a left-right flip.
+        vertical: Probability of a top-bottom flip.
+    """
+
+    def __init__(self, horizontal: float, vertical: float) -> None:
+        self.horizontal = horizontal
+        self.vertical = vertical
+
+    def sample(self, draws: Draws, images: Tensor) -> Parameters:
+        """Draw `horizontal` and `vertical`: bool [B]."""
+        uniforms = draws.uniform("flip", 2)
+        return {"horizontal": uniforms[:, 0] < self.horizontal, "vertical": uniforms[:, 1] < self.vertical}
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        """Flip the chosen images of [B, C, H, W], any dtype, in place."""
+        horizontal = np.asarray(parameters["horizontal"], dtype=bool)
+        vertical = np.asarray(parameters["vertical"], dtype=bool)
+        for chosen, axes in (
+            (horizontal & ~vertical, (-1,)),
+            (vertical & ~horizontal, (-2,)),
+            (horizontal & vertical, (-2, -1)),
+        ):
+            if images.device.type != "cpu":
+                on_rows(images, chosen, lambda part, axes=axes: part.flip(axes))  # type: ignore[misc]
+                continue
+            # One image at a time: torch flips a batch several times slower than its images.
+            for row in np.flatnonzero(chosen).tolist():
+                images[row] = images[row].flip(axes)
+        return images

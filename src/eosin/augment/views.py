@@ -1,0 +1,201 @@
+"""From a batch of tiles to the views a method asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from eosin.augment.blur import BlurConfig, GaussianBlur
+from eosin.augment.color import ColorJitter, Grayscale, JitterConfig, Solarize, SolarizeConfig
+from eosin.augment.geometry import Flip, Interpolation, RandomResizedCrop
+from eosin.augment.operations import Operation, Parameters, Probability
+from eosin.core.config import Config
+from eosin.core.draws import Draws
+
+__all__ = ["AugmentConfig", "ViewConfig", "Views"]
+
+# Pixels of a view that are worked on at a time on a CPU: the passes of one chunk then stay in the second-level cache.
+CHUNK_PIXELS = 49_152
+
+Positive = Annotated[float, Field(gt=0.0)]
+Channels = tuple[float, float, float]
+ViewParameters = Mapping[str, Parameters]
+
+
+class ViewConfig(Config):
+    """How one kind of view is made; the defaults are MoCo v2's (`main_moco.py --aug-plus`).
+
+    The operations run in the order of the fields.
+    """
+
+    count: Annotated[int, Field(ge=1)] = 2
+    """Views of this kind per image."""
+    size: Annotated[int, Field(ge=1)] = 224
+    """Side of the view in pixels."""
+    scale: tuple[Positive, Annotated[float, Field(gt=0.0, le=1.0)]] = (0.2, 1.0)
+    """Smallest and largest share of the image's area in the crop."""
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of the crop."""
+    interpolation: Interpolation = "bilinear"
+    """Filter of the antialiased resampling."""
+    horizontal_flip: Probability = 0.5
+    """Probability of a left-right flip."""
+    vertical_flip: Probability = 0.0
+    """Probability of a top-bottom flip."""
+    jitter: JitterConfig = JitterConfig()
+    grayscale: Probability = 0.2
+    """Probability of losing the color."""
+    blur: BlurConfig = BlurConfig()
+    solarize: SolarizeConfig = SolarizeConfig()
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must be given as low, high (got {low}, {high})")
+        return self
+
+
+class AugmentConfig(Config):
+    """The views of a pre-training run, and the statistics their pixels are normalised with."""
+
+    mean: Channels = (0.485, 0.456, 0.406)
+    """Mean of R, G, B in 0..1 (default: ImageNet's)."""
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Standard deviation of R, G, B in 0..1 (default: ImageNet's)."""
+    views: dict[str, ViewConfig] = Field(default_factory=lambda: {"global": ViewConfig()}, min_length=1)
+    """Kinds of views by name, in the order in which a method receives them."""
+
+
+class _View:
+    """One kind of view: the crop and flips on 8-bit pixels, then the color operations on floats."""
+
+    def __init__(self, config: ViewConfig) -> None:
+        self.size = config.size
+        self.geometric: dict[str, Operation] = {
+            "crop": RandomResizedCrop(config.size, config.scale, config.ratio, config.interpolation)
+        }
+        if config.horizontal_flip or config.vertical_flip:
+            self.geometric["flip"] = Flip(config.horizontal_flip, config.vertical_flip)
+        self.photometric: dict[str, Operation] = {}
+        if config.jitter.probability:
+            self.photometric["jitter"] = ColorJitter(config.jitter)
+        if config.grayscale:
+            self.photometric["grayscale"] = Grayscale(config.grayscale)
+        if config.blur.probability:
+            self.photometric["blur"] = GaussianBlur(config.blur)
+        if config.solarize.probability:
+            self.photometric["solarize"] = Solarize(config.solarize)
+
+    def sample(self, draws: Draws, images: Tensor) -> ViewParameters:
+        operations = self.geometric | self.photometric
+        return {name: operation.sample(draws, images) for name, operation in operations.items()}
+
+    def apply(self, images: Tensor, parameters: ViewParameters, shift: Tensor, scale: Tensor) -> Tensor:
+        for name, operation in self.geometric.items():
+            images = operation.apply(images, parameters[name])
+        if images.device.type != "cpu":
+            return self._color(images, parameters).mul_(scale).add_(shift)
+        views = torch.empty(images.shape, dtype=torch.float32)
+        step = max(1, CHUNK_PIXELS // self.size**2)
+        # Neighbours that take their color steps in one order share passes over the pixels.
+        order = np.argsort(parameters["jitter"]["order"], kind="stable") if "jitter" in parameters else None
+        for start in range(0, len(images), step):
+            rows = (
+                order[start : start + step] if order is not None else np.arange(start, min(start + step, len(images)))
+            )
+            chunk = {name: _rows_of(parameters[name], rows) for name in self.photometric}
+            part = self._color(images.index_select(0, torch.from_numpy(rows)), chunk).mul_(scale)
+            for place, row in enumerate(rows.tolist()):
+                torch.add(part[place], shift, out=views[row])
+        return views
+
+    def _color(self, images: Tensor, parameters: ViewParameters) -> Tensor:
+        colors = images.to(torch.float32).mul_(1 / 255)
+        for name, operation in self.photometric.items():
+            colors = operation.apply(colors, parameters[name])
+        return colors
+
+
+def _rows_of(parameters: Parameters, rows: npt.NDArray[np.int64]) -> Parameters:
+    return {name: values[rows] for name, values in parameters.items()}
+
+
+class Views:
+    """Turn a batch of tiles into normalised views, every image with parameters of its own.
+
+    What an image becomes is a pure function of its pixels, its position in the draws, their seed and step: neither
+    the rest of the batch nor the number of processes or workers matters.
+
+    Example:
+        >>> views = Views(AugmentConfig())
+        >>> images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+        >>> [tuple(view.shape) for view in views(images, Draws(seed=0, step=0, positions=[0, 1]))]
+        [(2, 3, 224, 224), (2, 3, 224, 224)]
+    """
+
+    def __init__(self, config: AugmentConfig) -> None:
+        self.config = config
+        self._views = [
+            (f"{name}/{number}", view)
+            for name, view in ((name, _View(kind)) for name, kind in config.views.items())
+            for number in range(config.views[name].count)
+        ]
+
+    def __len__(self) -> int:
+        """Return the number of views of each image."""
+        return len(self._views)
+
+    def parameters(self, images: Tensor, draws: Draws) -> list[ViewParameters]:
+        """Draw every view's parameters without touching a pixel.
+
+        Args:
+            images: uint8 [B, 3, H, W], read for its shape only.
+            draws: The batch's draws, B positions.
+
+        Returns:
+            For each view: operation name → parameter name → array of length B.
+
+        Raises:
+            ValueError: If the batch is not uint8 [B, 3, H, W] or its length is not that of the draws.
+        """
+        _check(images, len(draws))
+        return [view.sample(draws.within(scope), images) for scope, view in self._views]
+
+    @torch.no_grad()
+    def apply(self, images: Tensor, parameters: Sequence[ViewParameters]) -> list[Tensor]:
+        """Make the views from drawn parameters.
+
+        Args:
+            images: uint8 [B, 3, H, W] RGB, on any device; left as it is.
+            parameters: What `parameters` returned for this batch.
+
+        Returns:
+            One float32 [B, 3, size, size] a view, normalised with the configured mean and standard deviation, on the
+            images' device.
+        """
+        _check(images, len(images))
+        std = torch.tensor(self.config.std, dtype=torch.float64)
+        scale = std.reciprocal().to(torch.float32).view(3, 1, 1).to(images.device)
+        shift = -torch.tensor(self.config.mean, dtype=torch.float64) / std
+        shift = shift.to(torch.float32).view(3, 1, 1).to(images.device)
+        pairs = zip(self._views, parameters, strict=True)
+        return [view.apply(images, drawn, shift, scale) for (_, view), drawn in pairs]
+
+    def __call__(self, images: Tensor, draws: Draws) -> list[Tensor]:
+        """Draw and apply: `apply(images, parameters(images, draws))`."""
+        return self.apply(images, self.parameters(images, draws))
+
+
+def _check(images: Tensor, length: int) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"expected uint8 [B, 3, H, W], got {images.dtype} {list(images.shape)}")
+    if len(images) != length:
+        raise ValueError(f"{len(images)} images but {length} draws")
