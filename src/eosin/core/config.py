@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, Union, get_args, get_origin
 
@@ -13,7 +13,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from eosin.core.errors import EosinError, nearest
 
-__all__ = ["Config", "apply_overrides", "differing_fields", "flatten", "parse_overrides", "read_yaml"]
+__all__ = [
+    "Config",
+    "apply_overrides",
+    "describe_fields",
+    "differing_fields",
+    "flatten",
+    "parse_overrides",
+    "read_yaml",
+]
 
 
 class Config(BaseModel):
@@ -158,3 +166,16 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
             if found is not None:
                 return found
     return None
+
+
+def describe_fields(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Yield (dotted name, value, meaning) of every field of a configuration."""
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            yield from describe_fields(value, f"{prefix}{name}.")
+        elif isinstance(value, dict) and value and all(isinstance(item, BaseModel) for item in value.values()):
+            for key, item in value.items():
+                yield from describe_fields(item, f"{prefix}{name}.{key}.")
+        else:
+            yield f"{prefix}{name}", value, field.description or ""

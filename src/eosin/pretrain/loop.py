@@ -74,9 +74,11 @@ def pretrain(config: PretrainConfig, out: Path, *, command: str = "") -> Path:
     with process_group(device):
         tiles = _open(config)
         trainer = _Trainer(config, tiles, device)
-        with RunDirectory(
-            out, config, free=FREE_FIELDS, command=command, keep=config.checkpoint.keep
-        ) if position_in_run() == 0 else contextlib.nullcontext() as run:
+        with (
+            RunDirectory(out, config, free=FREE_FIELDS, command=command, keep=config.checkpoint.keep)
+            if position_in_run() == 0
+            else contextlib.nullcontext() as run
+        ):
             return trainer.train(out, run)
 
 
@@ -116,7 +118,7 @@ class _Trainer:
         self.optimizer = build_optimizer(config.optimizer, self.method.parameter_groups())
         self.views = Views(config.augment)
         self.watch = CollapseWatch(self.method.chance_loss, config.watch.grace_steps)
-        self.probe = OnlineProbe(config.watch, tiles, config.data.size, config.encoder.size, config.seed)
+        self.probe = OnlineProbe(config.watch, tiles, config.encoder.size, config.seed)
         self.step = 0
         self.sums: dict[str, Tensor] = {}
         self.logged = 0
@@ -180,11 +182,11 @@ class _Trainer:
     def _describe(self, out: Path) -> None:
         config = self.config
         passes = config.samples / len(self.tiles)
+        lr = config.optimizer.scaled(config.optimizer.lr, config.batch_size)
         console.print(
             f"{config.method.name} {config.encoder.architecture}: {len(self.tiles)} tiles, {config.samples} samples = "
             f"{passes:.1f} passes = {config.steps} steps of {config.batch_size}; "
-            f"{config.precision} on {self.device}, lr {config.optimizer.scaled(config.optimizer.lr, config.batch_size):g}"
-            f" → {out}"
+            f"{config.precision} on {self.device}, lr {lr:g} → {out}"
         )
 
     def _loop(self, run: RunDirectory | None, quarantine: Quarantine, progress: Progress, task: TaskID) -> None:

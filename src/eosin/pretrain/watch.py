@@ -2,7 +2,7 @@
 
 Looked at are
 
-* the loss against its value by chance (ln(K+1) for MoCo): a network that gives every tile the same projection ends there;
+* the loss against its value by chance (ln(K+1) for MoCo), where a network that gives all tiles one projection ends;
 * the spread of projections: the standard deviation per dimension of L2-normalised vectors times sqrt(d), 1 when they
   fill the sphere evenly, 0 when all are equal (Chen and He, "Exploring simple Siamese representation learning",
   CVPR 2021);

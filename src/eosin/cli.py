@@ -1,0 +1,372 @@
+"""The `eosin` command: one function a verb. A verb reads its arguments, calls one function and prints what came.
+
+Exit codes: 0 done; 1 the demo's encoder did not beat its baselines; 2 bad input, told in one line; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from eosin import __version__
+from eosin.core.console import console
+from eosin.core.errors import EosinError, nearest
+
+__all__ = ["main"]
+
+Positional = tyro.conf.Positional
+output = Console(highlight=False)
+
+
+def demo(*, out: Path = Path("demo"), minutes: float | None = None) -> int:
+    """Run the main job on synthetic tissue: pre-train, evaluate, report (under 5 minutes on 2 cores).
+
+    Exits with 1 if the pre-trained encoder does not beat the untrained one and color statistics on the kNN probe.
+
+    Args:
+        out: Output directory; a demo stopped half-way goes on there.
+        minutes: Rough length of the pre-training.
+    """
+    from eosin.benchmark import print_table
+    from eosin.demo import run_demo
+
+    outcome = run_demo(out, minutes, _command())
+    print_table(outcome.records, output)
+    output.print(f"Report: {outcome.report} (open it in a browser). Synthetic tissue: no claim about real pathology.")
+    if not outcome.won:
+        console.print("[red]Pre-training did not beat both baselines on the kNN probe.[/red] Try a larger --minutes.")
+        return 1
+    return 0
+
+
+def data_pack(
+    sources: Annotated[tuple[str, ...], Positional],
+    /,
+    *,
+    out: Path,
+    cut: int | None = None,
+    splits: tuple[str, ...] | None = None,
+    label_column: str = "label",
+    quarantine_limit: float = 0.01,
+) -> int:
+    """Pack folders, manifests or stores into one tile store, cutting large images into tiles.
+
+    Args:
+        sources: folder:DIR, csv:FILE, store:DIR or plain paths.
+        out: The store to write; appears whole or not at all.
+        cut: Side in pixels: larger images are cut into tiles of this size.
+        splits: Take only tiles of these splits (of sources that have splits).
+        label_column: Column of the label in manifests.
+        quarantine_limit: Share of unreadable images above which nothing is written.
+    """
+    from eosin.data import pack
+
+    summary = pack(sources, out, cut=cut, splits=splits, label_column=label_column, quarantine_limit=quarantine_limit)
+    output.print(escape(str(summary)))
+    return 0
+
+
+def pretrain(
+    recipe: Annotated[str, Positional] = "",
+    /,
+    *,
+    data: str | None = None,
+    out: Path | None = None,
+    field: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+) -> int:
+    """Pre-train an encoder on unlabelled tiles; the same command again goes on where it was stopped.
+
+    Any field of the recipe is set by its dotted name: --samples 100000 --method.momentum 0.99. The fields of a recipe
+    and their values are shown by `eosin pretrain RECIPE --help`.
+
+    Args:
+        recipe: A recipe's name, or a YAML file such as a run's config.yaml.
+        data: Unlabelled tiles: folder:DIR, csv:FILE, store:DIR or a path.
+        out: The run directory.
+        field: NAME=VALUE, the long form of --NAME VALUE.
+    """
+    from eosin.core.config import parse_overrides
+    from eosin.pretrain import Interrupted, load_recipe, recipe_names
+    from eosin.pretrain import pretrain as run
+
+    if not recipe:
+        raise EosinError(f"give a recipe: eosin pretrain RECIPE --data SOURCE --out RUN; {nearest('', recipe_names())}")
+    overrides = parse_overrides([f"--{assignment}" for assignment in field])
+    if data is not None:
+        overrides["data.source"] = data
+    config = load_recipe(recipe, overrides)
+    if out is None:
+        raise EosinError("--out is missing: name the run directory with --out RUN")
+    try:
+        run(config, out, command=_command())
+    except Interrupted as stop:
+        console.print(f"{stop}; a checkpoint is saved. Go on with the same command:\n  {escape(_command())}")
+        return 130 if stop.signal == signal.SIGINT else 0
+    return 0
+
+
+def embed(*, encoder: str, data: str, out: Path, batch_size: int = 64, workers: int | None = None) -> int:
+    """Embed tiles with an encoder and write features, names and labels to a Parquet file.
+
+    Args:
+        encoder: timm:NAME, random:NAME, color:stats, a run directory or a .safetensors file.
+        data: Tiles: folder:DIR, csv:FILE, store:DIR or a path.
+        out: The Parquet file.
+        batch_size: Tiles per forward pass.
+        workers: Processes that decode; chosen by the number of cores if not given.
+    """
+    from eosin.evaluate import embed_to_parquet
+
+    summary = embed_to_parquet(encoder, data, out, batch_size=batch_size, workers=workers)
+    output.print(escape(summary))
+    return 0
+
+
+def evaluate(
+    *,
+    encoder: str,
+    task: str,
+    out: Path,
+    protocol: str = "knn,logistic",
+    seeds: str = "0",
+    label_column: str = "label",
+) -> int:
+    """Score one encoder on one labelled task, with 95 % bootstrap intervals.
+
+    Args:
+        encoder: timm:NAME, random:NAME, color:stats, a run directory or a .safetensors file.
+        task: folder:DIR, csv:FILE, store:DIR or synthetic.
+        out: Output directory: results.jsonl, predictions, cached embeddings.
+        protocol: Protocols, separated by commas.
+        seeds: Seeds, separated by commas.
+        label_column: Column of the label in a manifest.
+    """
+    return benchmark(encoders=encoder, tasks=task, protocols=protocol, out=out, seeds=seeds, label_column=label_column)
+
+
+def benchmark(
+    *,
+    encoders: str,
+    tasks: str,
+    out: Path,
+    protocols: str = "knn,logistic",
+    seeds: str = "0",
+    label_column: str = "label",
+) -> int:
+    """Score encoders on tasks; what is done already is not done again.
+
+    Args:
+        encoders: Encoders, separated by commas, each SPEC or NAME=SPEC; {seed} in a spec stands for each seed.
+        tasks: Tasks, separated by commas: folder:DIR, csv:FILE, store:DIR or synthetic, with options after a `?`.
+        out: Output directory; `eosin report` makes a page of it.
+        protocols: Protocols, separated by commas.
+        seeds: Seeds, separated by commas.
+        label_column: Column of the label in manifests.
+    """
+    from eosin.benchmark import BenchmarkConfig, print_table, run_benchmark
+
+    config = BenchmarkConfig.parse(
+        {
+            "encoders": _listed(encoders),
+            "tasks": _listed(tasks),
+            "protocols": _listed(protocols),
+            "seeds": _listed(seeds),
+            "label_column": label_column,
+            "out": out,
+        },
+        "benchmark",
+    )
+    records = run_benchmark(config, command=_command())
+    print_table(records, output)
+    output.print(f"{escape(str(out / 'results.jsonl'))}; page: eosin report {escape(str(out))}")
+    return 0
+
+
+def report(out: Annotated[Path, Positional], /) -> int:
+    """Make one self-contained HTML page of a benchmark's results; it opens from disk, offline.
+
+    Args:
+        out: A directory written by `eosin benchmark`, `eosin evaluate` or `eosin demo`.
+    """
+    from eosin.report import write_report
+
+    output.print(escape(str(write_report(out))))
+    return 0
+
+
+def doctor() -> int:
+    """Say what is installed, which device is used, what is missing and how to get it."""
+    from eosin.doctor import examine
+
+    table = Table(title=f"eosin {__version__}", show_header=False, title_justify="left")
+    findings = examine()
+    for subject, fine, text in findings:
+        optional = subject.startswith(("extra", "GPU"))
+        mark = "[green]ok[/green]" if fine else ("[dim]-[/dim]" if optional else "[red]no[/red]")
+        table.add_row(mark, subject, escape(text))
+    output.print(table)
+    return 0 if all(fine or subject.startswith(("extra", "GPU")) for subject, fine, _ in findings) else 2
+
+
+VERBS: dict[str, Callable[..., int]] = {
+    "demo": demo,
+    "data pack": data_pack,
+    "pretrain": pretrain,
+    "embed": embed,
+    "evaluate": evaluate,
+    "benchmark": benchmark,
+    "report": report,
+    "doctor": doctor,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Words after `eosin`; those of the process if not given.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not debug:
+        warnings.filterwarnings("ignore")
+    try:
+        return _run(words)
+    except EosinError as error:
+        if debug:
+            raise
+        console.print(f"[red]error:[/red] {escape(str(error))}")
+        return 2
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on where it was")
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has gone: what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        _help()
+        return 0
+    if words[0] == "--version":
+        output.print(f"eosin {__version__}")
+        return 0
+    verb = " ".join(words[:2]) if " ".join(words[:2]) in VERBS else words[0]
+    rest = words[len(verb.split()) :]
+    if verb not in VERBS:
+        raise EosinError(f"unknown verb '{' '.join(words[:2])}'; {nearest(' '.join(words[:2]), VERBS)}")
+    if "-h" in rest or "--help" in rest:
+        return _verb_help(verb, rest)
+    if verb == "pretrain":
+        rest = _with_fields(rest, _options(pretrain))
+    _check_options(verb, rest)
+    return tyro.cli(VERBS[verb], prog=f"eosin {verb}", args=rest)
+
+
+def _command() -> str:
+    return shlex.join(["eosin", *sys.argv[1:]])
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _options(verb: Callable[..., Any]) -> set[str]:
+    parameters = inspect.signature(verb).parameters.values()
+    return {f"--{p.name.replace('_', '-')}" for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def _check_options(verb: str, words: Sequence[str]) -> None:
+    """Refuse an unknown or missing option in one line, before the parser would in several."""
+    signature = inspect.signature(VERBS[verb])
+    known = _options(VERBS[verb])
+    given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    for option in sorted(given - known):
+        raise EosinError(f"eosin {verb}: unknown option '{option}'; {nearest(option, known)}")
+    required = [
+        f"--{p.name.replace('_', '-')}"
+        for p in signature.parameters.values()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty
+    ]
+    missing = [option for option in required if option not in given]
+    if missing:
+        raise EosinError(f"eosin {verb}: {', '.join(missing)} missing; see `eosin {verb} --help`")
+
+
+def _with_fields(words: Sequence[str], known: set[str]) -> list[str]:
+    """Rewrite `--a.b value`, for options that are not the verb's own, as `--field a.b=value`."""
+    rewritten: list[str] = []
+    position = 0
+    while position < len(words):
+        word = words[position]
+        position += 1
+        name, separator, value = word.partition("=")
+        if not word.startswith("--") or name in known:
+            rewritten.append(word)
+            continue
+        if not separator:
+            if position == len(words) or words[position].startswith("--"):
+                raise EosinError(f"{name} needs a value: {name} VALUE")
+            value = words[position]
+            position += 1
+        rewritten += ["--field", f"{name[2:]}={value}"]
+    return rewritten
+
+
+def _help() -> None:
+    output.print(f"[bold]eosin {__version__}[/bold]: pre-train image encoders on H&E tiles, and measure any encoder\n")
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, verb in VERBS.items():
+        table.add_row(f"  [bold]eosin {name}[/bold]", escape((verb.__doc__ or "").strip().splitlines()[0]))
+    output.print(table)
+    output.print("\nA verb's arguments: eosin VERB --help. --debug shows the traceback of an error.")
+
+
+def _verb_help(verb: str, words: Sequence[str]) -> int:
+    try:
+        tyro.cli(VERBS[verb], prog=f"eosin {verb}", args=["--help"])
+    except SystemExit:
+        pass
+    names = [word for word in words if not word.startswith("-")]
+    if verb == "pretrain":
+        _recipe_help(names[0] if names else None)
+    return 0
+
+
+def _recipe_help(name: str | None) -> None:
+    from eosin.pretrain import load_recipe, recipe_names
+
+    if name is None:
+        table = Table(title="Recipes", title_justify="left", show_header=False)
+        for recipe in recipe_names():
+            table.add_row(recipe, escape(load_recipe(recipe).summary))
+        output.print(table)
+        return
+    from eosin.core.config import describe_fields
+
+    table = Table("field", "value", "meaning", title=f"Fields of {name}", title_justify="left")
+    for field, value, meaning in describe_fields(load_recipe(name)):
+        table.add_row(f"--{field}", escape(str(value)), escape(meaning))
+    output.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
