@@ -11,7 +11,7 @@ from eosin.synthetic.layer import Layer
 from eosin.synthetic.nuclei import columnar, lymphocytes, scatter, spindles, tumor_nuclei
 from eosin.synthetic.shapes import Shapes, coverage, join, shapes
 
-_GLAND_JITTER = 0.14
+_GLAND_JITTER = 0.18
 
 
 def paint_lymphocytes(frame: Frame) -> Layer:
@@ -76,7 +76,7 @@ def paint_glands(frame: Frame) -> Layer:
     rng = frame.rng()
     pitch = float(rng.uniform(60, 82))
     height = float(rng.uniform(0.24, 0.33)) * pitch
-    at = frame.cells(frame.x, frame.y, pitch, "glands", 5, jitter=_GLAND_JITTER)
+    at = frame.cells(frame.x, frame.y, pitch, "glands", 5, jitter=_GLAND_JITTER, corner=0.0)
     outline, reach = _radius(at.dx, at.dy, at.traits, pitch)
     ragged = frame.noise(7, "ragged")
     # Depth below the basement membrane; neighbours that would touch are pressed flat.
@@ -86,10 +86,12 @@ def paint_glands(frame: Frame) -> Layer:
     lumen = np.clip((depth - height - 2 * ragged) * soft + 0.5, 0, 1)
     around = collagen(frame.child("propria"), loose=float(rng.uniform(0.55, 1.0)), cells=1.3)
     streak = 1 + 0.22 * frame.noise(2.2, "cytoplasm") + 0.18 * frame.noise(6, "cells")
+    turn = np.arctan2(at.dy, at.dx)
+    streak += 0.10 * np.cos(turn * np.round(0.9 * pitch / 2) + 3 * ragged)
     apical = np.exp(-np.square((depth - height + 1.5) / 1.6))
     tone_e, tone_h = rng.uniform((0.38, 0.1), (0.68, 0.28))
     cell_e, cell_h = float(tone_e) * streak + 0.22 * apical, float(tone_h) * streak
-    glands = frame.seeds(pitch, "glands", 5, jitter=_GLAND_JITTER)
+    glands = frame.seeds(pitch, "glands", 5, jitter=_GLAND_JITTER, corner=0.0)
     near = np.maximum(np.abs(glands.x), np.abs(glands.y)) < frame.half + pitch
     glands = glands.take(near)
     mucin, rim = _goblets(frame, glands, pitch, height, float(rng.uniform(0.15, 1.1)))
@@ -112,7 +114,7 @@ def paint_glands(frame: Frame) -> Layer:
 
 
 def _outside(frame: Frame, group: Shapes, pitch: float) -> NDArray[np.bool_]:
-    at = frame.cells(group.x, group.y, pitch, "glands", 5, jitter=_GLAND_JITTER)
+    at = frame.cells(group.x, group.y, pitch, "glands", 5, jitter=_GLAND_JITTER, corner=0.0)
     outline, reach = _radius(at.dx, at.dy, at.traits, pitch)
     clear: NDArray[np.bool_] = np.minimum(outline - reach, at.edge - 2.2) < -np.minimum(group.a, 3.0)
     return clear

@@ -94,7 +94,7 @@ def paint_stroma(frame: Frame) -> Layer:
     layer = collagen(frame, loose=float(rng.beta(1.3, 1.5)), cells=float(rng.uniform(0.6, 1.8)))
     if rng.random() < 0.25:
         red = red_cells(frame, 9, 0.12)
-        layer.eosin[:] += red * (1.25 - layer.eosin)
+        layer.eosin[:] += red * (1.05 - layer.eosin)
         layer.hematoxylin[:] *= 1 - red
     return layer
 

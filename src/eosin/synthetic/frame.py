@@ -20,7 +20,7 @@ Array = NDArray[np.float32]
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 # Samples of the noise table per wavelength, and its period in wavelengths.
-_TABLE_STEP, _TABLE_PERIOD = 6, 64
+_TABLE_STEP, _TABLE_PERIOD = 8, 64
 
 
 def mix(*values: int) -> int:
@@ -63,14 +63,24 @@ def uniforms(key: int, column: NDArray[np.int64], row: NDArray[np.int64], count:
 
 @lru_cache(maxsize=1)
 def _table() -> Array:
-    """Smooth periodic noise in [-1, 1], one fixed table for every process."""
+    """Smooth periodic noise in [-1, 1], one fixed table for every process, flat."""
     index = np.arange(_TABLE_PERIOD)
     nodes = uniforms(mix(0x7AB1E), index[None, :], index[:, None], 1)[0] * 2 - 1
     pad = 4
     wide = Image.fromarray(np.pad(nodes, pad, mode="wrap"))
     side = _TABLE_PERIOD * _TABLE_STEP
     box = (pad, pad, pad + _TABLE_PERIOD, pad + _TABLE_PERIOD)
-    return np.asarray(wide.resize((side, side), Image.Resampling.BICUBIC, box=box), dtype=np.float32)
+    smooth = np.asarray(wide.resize((side, side), Image.Resampling.BICUBIC, box=box), dtype=np.float32)
+    return np.ascontiguousarray(np.pad(smooth, ((0, 1), (0, 1)), mode="wrap").ravel())
+
+
+def _whole_and_rest(place: Array, scale: float, shift: float) -> tuple[NDArray[np.int32], Array]:
+    """Index into the table, wrapped, and what is left over of `place` scaled and shifted."""
+    scaled = place * np.float32(scale)
+    scaled += np.float32(shift)
+    whole = np.floor(scaled)
+    scaled -= whole
+    return whole.astype(np.int32) & np.int32(_TABLE_STEP * _TABLE_PERIOD - 1), scaled
 
 
 @dataclass(frozen=True)
@@ -223,20 +233,25 @@ class Frame:
         Returns:
             float32 [size, size].
         """
-        from scipy.ndimage import map_coordinates
-
         visible = min(1.0, (width / self.mpp - 0.6) / 1.4)
         if visible <= 0:
             return self.full(0.0)
         key = mix(self.key, zlib.crc32(name.encode()))
         shift = (key & 0xFFFF) / 7.0, (key >> 16 & 0xFFFF) / 7.0
-        places = np.empty((2, *along.shape), np.float32)
-        np.multiply(along, _TABLE_STEP / length, out=places[0])
-        np.multiply(across, _TABLE_STEP / width, out=places[1])
-        places[0] += shift[0]
-        places[1] += shift[1]
-        drawn: Array = map_coordinates(_table(), places, order=1, mode="grid-wrap", output=np.float32)
-        return drawn * np.float32(visible)
+        row, down = _whole_and_rest(along, _TABLE_STEP / length, shift[0])
+        column, right = _whole_and_rest(across, _TABLE_STEP / width, shift[1])
+        # The table is wider than its period by one, and flat: one step right is + 1, one down is + its width.
+        table, side = _table(), _TABLE_STEP * _TABLE_PERIOD + 1
+        corner = row * np.int32(side)
+        corner += column
+        upper, lower = table.take(corner), table.take(corner + np.int32(side))
+        upper += (table.take(corner + np.int32(1)) - upper) * right
+        lower += (table.take(corner + np.int32(side + 1)) - lower) * right
+        lower -= upper
+        lower *= down
+        upper += lower
+        upper *= np.float32(visible)
+        return upper
 
     def waves(self, wavelength: float, name: str, count: int = 5) -> Waves:
         """A smooth random field of unit variance with features of about `wavelength` µm."""
@@ -271,7 +286,9 @@ class Frame:
         inside = (np.abs(x) < self.half + reach) & (np.abs(y) < self.half + reach)
         return Points(x[inside].astype(np.float32), y[inside].astype(np.float32), traits[2:, inside])
 
-    def cells(self, x: Array, y: Array, pitch: float, name: str, count: int, *, jitter: float = 0.35) -> Cells:
+    def cells(
+        self, x: Array, y: Array, pitch: float, name: str, count: int, *, jitter: float = 0.35, corner: float = 0.5
+    ) -> Cells:
         """The Voronoi diagram of jittered seeds (cellular noise, Worley 1996) at the places x, y.
 
         Args:
@@ -281,18 +298,19 @@ class Frame:
             name: Which diagram.
             count: Random traits a seed.
             jitter: Largest move of a seed along each axis, in pitches (at most 0.5).
+            corner: 0 puts a seed near the middle of the window, 0.5 a place where four territories meet.
         """
-        seed_x, seed_y, traits, first = self._seeds(pitch, name, count, jitter)
+        seed_x, seed_y, traits, (shift_x, shift_y, first) = self._seeds(pitch, name, count, jitter, corner)
         width = seed_x.shape[1]
         x, y = np.broadcast_arrays(x, y)
-        corner = (np.floor(y / pitch).astype(np.int32) - first) * width
-        corner += np.floor(x / pitch).astype(np.int32) - first
+        home = (np.floor(y / pitch - shift_y).astype(np.int32) - first) * width
+        home += np.floor(x / pitch - shift_x).astype(np.int32) - first
         flat_x, flat_y = seed_x.ravel(), seed_y.ravel()
         near = np.full(x.shape, np.inf, np.float32)
         next_ = near.copy()
-        who, who_next = corner.copy(), corner.copy()
+        who, who_next = home.copy(), home.copy()
         for step in [r * width + c for r in (-1, 0, 1) for c in (-1, 0, 1)]:
-            index = corner + step
+            index = home + step
             far = np.square(x - flat_x.take(index)) + np.square(y - flat_y.take(index))
             closer = far < near
             between = ~closer & (far < next_)
@@ -305,14 +323,20 @@ class Frame:
         picked = traits.reshape(count, -1)[:, who]
         return Cells(x - flat_x[who], y - flat_y[who], edge, np.arctan2(gap_y, gap_x), picked)
 
-    def seeds(self, pitch: float, name: str, count: int, *, jitter: float = 0.35) -> Points:
+    def seeds(self, pitch: float, name: str, count: int, *, jitter: float = 0.35, corner: float = 0.5) -> Points:
         """The seeds of `cells` as places, those just outside the window too."""
-        x, y, traits, _ = self._seeds(pitch, name, count, jitter)
+        x, y, traits, _ = self._seeds(pitch, name, count, jitter, corner)
         return Points(x.ravel(), y.ravel(), traits.reshape(count, -1))
 
-    def _seeds(self, pitch: float, name: str, count: int, jitter: float) -> tuple[Array, Array, Array, int]:
+    def _seeds(
+        self, pitch: float, name: str, count: int, jitter: float, corner: float
+    ) -> tuple[Array, Array, Array, tuple[float, float, int]]:
         column, row = self._lattice(pitch, pitch + 80)
-        traits = uniforms(mix(self.key, zlib.crc32(name.encode())), column, row, count + 2)
-        x = ((column + 0.5 + jitter * (2 * traits[0] - 1)) * pitch).astype(np.float32)
-        y = ((row + 0.5 + jitter * (2 * traits[1] - 1)) * pitch).astype(np.float32)
-        return x, y, traits[2:], int(column[0, 0])
+        key = mix(self.key, zlib.crc32(name.encode()))
+        traits = uniforms(key, column, row, count + 2)
+        # A cell of the lattice begins at its seed's mean place less half a pitch.
+        shift_x = corner - 0.5 + 0.6 * ((key & 0xFFFF) / 0xFFFF - 0.5)
+        shift_y = corner - 0.5 + 0.6 * ((key >> 16 & 0xFFFF) / 0xFFFF - 0.5)
+        x = ((column + 0.5 + shift_x + jitter * (2 * traits[0] - 1)) * pitch).astype(np.float32)
+        y = ((row + 0.5 + shift_y + jitter * (2 * traits[1] - 1)) * pitch).astype(np.float32)
+        return x, y, traits[2:], (shift_x, shift_y, int(column[0, 0]))

@@ -14,7 +14,7 @@ from eosin.synthetic.shapes import coverage, shapes
 def paint_adipose(frame: Frame) -> Layer:
     """Fat: empty polygons 50 to 80 µm across with thin membranes and nuclei pressed flat against them."""
     rng = frame.rng()
-    pitch = float(rng.uniform(46, 76))
+    pitch = float(rng.uniform(40, 62))
     warp_x, warp_y = frame.waves(45, "warp x", 3), frame.waves(45, "warp y", 3)
     bow = float(rng.uniform(1.5, 4.0))
     x, y = frame.x, frame.y

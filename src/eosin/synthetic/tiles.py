@@ -94,11 +94,13 @@ def _blend(frame: Frame, tissue: str) -> Layer:
     if rng.random() >= _SHARE_MIXED:
         return layer
     name = _NEIGHBORS[tissue][int(rng.integers(len(_NEIGHBORS[tissue])))]
-    islands = mixing.waves(110, "islands")
+    islands, bays = mixing.waves(110, "islands"), mixing.waves(32, "bays")
 
     def height(x: Array, y: Array) -> Array:
         bump = np.exp((x * x + y * y) * np.float32(-1 / (2 * 20.0**2)))
-        return islands(x, y) - np.float32(0.55) - np.float32(2.2) * bump.astype(np.float32)
+        return (
+            islands(x, y) + np.float32(0.3) * bays(x, y) - np.float32(0.6) - np.float32(2.2) * bump.astype(np.float32)
+        )
 
     rise = height(frame.x, frame.y) + np.float32(0.12) * mixing.noise(9, "coast")
     share = np.clip(rise * np.float32(9 / max(1.0, 0.5 * frame.mpp)) + np.float32(0.5), 0, 1)
