@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the demo's encoder did not beat its baselines; 2 bad input
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import shlex
@@ -341,10 +342,8 @@ def _help() -> None:
 
 
 def _verb_help(verb: str, words: Sequence[str]) -> int:
-    try:
+    with contextlib.suppress(SystemExit):
         tyro.cli(VERBS[verb], prog=f"eosin {verb}", args=["--help"])
-    except SystemExit:
-        pass
     names = [word for word in words if not word.startswith("-")]
     if verb == "pretrain":
         _recipe_help(names[0] if names else None)

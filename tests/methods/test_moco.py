@@ -156,7 +156,9 @@ def test_keys_are_shuffled_and_come_back_in_order():
     method = build().eval()
     view = batches(1)[0][1]
     keys = method._encode_keys(view)
-    torch.testing.assert_close(keys, F.normalize(method.key["head"](method.key["backbone"](view)), dim=1).to(keys.dtype))
+    torch.testing.assert_close(
+        keys, F.normalize(method.key["head"](method.key["backbone"](view)), dim=1).to(keys.dtype)
+    )
     first = method._order(64)
     method.steps += 1
     assert not torch.equal(first, method._order(64))
@@ -205,7 +207,9 @@ def test_vision_transformers_need_no_shuffling():
 
 
 def test_a_queue_that_does_not_fit_the_batch_is_refused():
-    with pytest.raises(EosinError, match=r"queue_size 24 is not a multiple of the batch of 9; use --method.queue_size 18"):
+    with pytest.raises(
+        EosinError, match=r"queue_size 24 is not a multiple of the batch of 9; use --method.queue_size 18"
+    ):
         build().check(9)
     with pytest.raises(EosinError, match=r"use --method.queue_size 32"):
         build().check(32)

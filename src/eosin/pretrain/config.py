@@ -51,7 +51,7 @@ class EncoderConfig(Config):
     """Side in pixels of the images on which the trained encoder is to be used."""
     mpp: float | None = Field(None, gt=0.0)
     """Resolution of the tiles in µm/px, where they have one; written on the encoder's card."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of timm.create_model, such as zero_init_last."""
 
 

@@ -1,0 +1,242 @@
+"""The loop: what a run leaves, exact resume, interruption, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from eosin.encoders import load_encoder
+
+from eosin.core.errors import EosinError
+from eosin.core.files import DirectoryLock, read_json_lines
+from eosin.pretrain import Interrupted, load_recipe, pretrain
+from eosin.training.checkpoints import Checkpoints
+
+TIMES = ("images_per_second", "data_wait")
+
+
+def final_state(run):
+    step, state = Checkpoints(run / "checkpoints").load_newest()
+    return step, state
+
+
+def log_without_times(run):
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_json_lines(run / "metrics.jsonl")]
+
+
+def assert_same(first, second):
+    """Equal to the bit, through all containers."""
+    assert type(first) is type(second)
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_same(one, other)
+    else:
+        assert first == second
+
+
+def assert_same_run(first, second):
+    assert_same(final_state(first), final_state(second))
+    assert log_without_times(first) == log_without_times(second)
+    encoders = [load_encoder(str(run)).fingerprint() for run in (first, second)]
+    assert encoders[0] == encoders[1]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory):
+    """A run of 40 steps, never stopped."""
+    out = tmp_path_factory.mktemp("runs") / "undisturbed"
+    pretrain(tiny(), out, command="eosin pretrain")
+    return out
+
+
+def start(config, out, *arguments):
+    """Start the same run in a process of its own."""
+    path = out.parent / f"{out.name}.yaml"
+    path.write_text(yaml.safe_dump(config.plain()))
+    command = [sys.executable, "-m", "eosin.cli", "pretrain", str(path), "--out", str(out), *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
+def test_a_run_leaves_what_it_should(undisturbed):
+    names = {path.name for path in undisturbed.iterdir() if not path.name.startswith(".")}
+    assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "encoder.safetensors", "environment.json", "tb"}
+    assert json.loads((undisturbed / "environment.json").read_text())["libraries"]["torch"]
+    records = read_json_lines(undisturbed / "metrics.jsonl")
+    assert [r["step"] for r in records] == sorted({*range(4, 41, 4), 10, 20, 30, 40})
+    for record in records:
+        assert record["samples"] == record["step"] * 8
+        assert record["loss"] > 0
+    assert records[-1]["lr"] < records[5]["lr"]
+    assert [r["step"] for r in records if "watch/effective_rank" in r] == [10, 20, 30, 40]
+    assert [step for step, _ in Checkpoints(undisturbed / "checkpoints").saved()] == [30, 40]
+    assert load_recipe(str(undisturbed / "config.yaml")).steps == 40
+
+
+def test_the_encoder_left_is_the_query_encoder(undisturbed):
+    encoder = load_encoder(str(undisturbed))
+    _, state = final_state(undisturbed)
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, state["method"][f"query.backbone.{name}"])
+    assert encoder.card.size == 40
+
+
+def test_killed_and_resumed_equals_undisturbed(tiny, undisturbed, tmp_path):
+    out = tmp_path / "killed"
+    process = start(tiny(), out)
+    wait_for(lambda: len(Checkpoints(out / "checkpoints").saved()) == 2, process)  # steps 10 and 20
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "encoder.safetensors").exists()
+    pretrain(tiny(), out)
+    assert_same_run(undisturbed, out)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_saves_and_says_how_to_go_on(tiny, undisturbed, tmp_path, number, code):
+    out = tmp_path / "run"
+    process = start(tiny(), out)
+    wait_for(lambda: (out / "metrics.jsonl").exists(), process)
+    process.send_signal(number)
+    errors = process.communicate()[1]
+    assert process.returncode == code
+    assert "Go on with the same command" in errors
+    assert "Traceback" not in errors
+    assert final_state(out)[0] < 40
+    pretrain(tiny(), out)
+    assert_same_run(undisturbed, out)
+
+
+def test_the_number_of_workers_changes_nothing(tiny, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    pretrain(tiny(data__workers=2), out)
+    assert_same_run(undisturbed, out)
+
+
+def test_a_damaged_newest_checkpoint_falls_back(tiny, undisturbed, tmp_path, capsys):
+    out = tmp_path / "run"
+    process = start(tiny(), out)
+    wait_for(lambda: len(Checkpoints(out / "checkpoints").saved()) == 2, process)
+    process.kill()
+    process.wait()
+    (_, older), (_, newest) = Checkpoints(out / "checkpoints").saved()
+    newest.write_bytes(newest.read_bytes()[:-100])
+    pretrain(tiny(), out)
+    message = capsys.readouterr().err
+    assert "damaged" in message
+    assert "resuming" in message
+    assert_same_run(undisturbed, out)
+
+
+def test_a_finished_run_is_left_alone(tiny, undisturbed, capsys):
+    before = (undisturbed / "metrics.jsonl").read_bytes()
+    pretrain(tiny(), undisturbed)
+    assert "finished already" in capsys.readouterr().err
+    assert (undisturbed / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_changed_configuration_is_refused_by_field(tiny, undisturbed):
+    with pytest.raises(EosinError, match=r"another configuration \(method.momentum: 0.9 → 0.5\)"):
+        pretrain(tiny(method__momentum=0.5), undisturbed)
+    pretrain(tiny(checkpoint__keep=3), undisturbed)  # changes no result
+
+
+def test_a_directory_in_use_is_refused(tiny, tmp_path):
+    with DirectoryLock(tmp_path), pytest.raises(EosinError, match="in use by process"):
+        pretrain(tiny(), tmp_path)
+
+
+def test_other_peoples_directories_are_refused(tiny, tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(EosinError, match="holds other files and no run"):
+        pretrain(tiny(), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} <= {"thesis.tex", ".lock"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"batch_size": 128, "method__queue_size": 128},
+            r"batch_size 128 is larger than the 64 tiles of .*use --batch_size 64",
+        ),
+        ({"method__queue_size": 33}, r"queue_size 33 is not a multiple of the batch of 8"),
+        ({"accumulate": 3}, r"batch_size 8 cannot be shared"),
+        ({"data__source": None}, r"'data.source' is missing; give the tiles with --data"),
+        ({"device": "cuda:9"}, r"no CUDA device is visible"),
+        ({"augment__views__global__count": 3}, r"needs the views {'global': 2}, augment.views gives {'global': 3}"),
+    ],
+)
+def test_refused_before_the_first_step(tiny, tmp_path, fields, message):
+    if "device" in fields and torch.cuda.is_available():
+        pytest.skip("a CUDA device is present")
+    with pytest.raises(EosinError, match=message):
+        pretrain(tiny(**fields), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_kept(tiny, tmp_path, monkeypatch):
+    from eosin.methods import MoCo
+
+    contrast = MoCo.contrast
+
+    def broken(self, queries, keys):
+        loss, accuracy = contrast(self, queries, keys)
+        return (loss * float("nan") if self.steps == 25 else loss), accuracy
+
+    monkeypatch.setattr(MoCo, "contrast", broken)
+    with pytest.raises(EosinError, match=r"not finite at step 26; the last checkpoint is kept"):
+        pretrain(tiny(), tmp_path / "run")
+    step, state = final_state(tmp_path / "run")
+    assert step == 20
+    assert all(torch.isfinite(v).all() for v in state["method"].values() if isinstance(v, torch.Tensor))
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny, tmp_path):
+    """With one group per piece, the same groups see the same tiles: only the shuffling of keys differs, so switch it off."""
+    vit = {"encoder__architecture": "test_vit", "samples": 32, "optimizer__warmup_samples": 0}
+    pretrain(tiny(**vit), tmp_path / "whole")
+    pretrain(tiny(**vit, accumulate=2), tmp_path / "pieces")
+    whole, pieces = (final_state(tmp_path / name)[1]["method"] for name in ("whole", "pieces"))
+    for name, value in whole.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(pieces[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_bf16_and_an_online_probe(tiny, tmp_path, tile_folder):
+    from eosin.data import open_tiles
+
+    manifest = tmp_path / "tiles.csv"
+    rows = [
+        f"{tile_folder / name},{'ab'[i % 2]},{('train', 'val', 'test')[i % 3]}"
+        for i, name in enumerate(open_tiles(tile_folder).names)
+    ]
+    manifest.write_text("file,label,split\n" + "\n".join(rows))
+    pretrain(tiny(precision="bf16", watch__task=f"csv:{manifest}"), tmp_path / "run")
+    last = read_json_lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert 0 <= last["watch/knn_accuracy"] <= 1
+    assert load_encoder(str(tmp_path / "run")).forward(torch.zeros(1, 3, 40, 40)).dtype == torch.float32
+
+
+def test_interrupted_names_signal_and_step():
+    stop = Interrupted(signal.SIGTERM, 7)
+    assert (stop.signal, stop.step, str(stop)) == (signal.SIGTERM, 7, "stopped at step 7")
