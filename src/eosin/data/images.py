@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
-import math
 import warnings
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+from torchvision.io import ImageReadMode, decode_jpeg
 
 __all__ = ["MAXIMUM_PIXELS", "MINIMUM_SIDE", "UnreadableImage", "decode_image", "open_image", "square_image"]
 
@@ -24,7 +27,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 UInt8Array = npt.NDArray[np.uint8]
 
 
-class UnreadableImage(Exception):  # noqa: N818 (part of the room's contract)
+class UnreadableImage(Exception):
     """An image that cannot be used; the message is the reason, without the image's name."""
 
 
@@ -59,7 +62,7 @@ def decode_image(data: bytes, name: str = "") -> UInt8Array:
 
     Args:
         data: The encoded bytes.
-        name: The image's name, which a debugger finds in the exception's `__notes__`.
+        name: The image's name, added to the exception as a note.
 
     Returns:
         uint8 [3, H, W].
@@ -68,19 +71,19 @@ def decode_image(data: bytes, name: str = "") -> UInt8Array:
         UnreadableImage: If the bytes are damaged, no image, or an image outside the limits of this module.
     """
     try:
-        return _channels_first(np.asarray(_decoded(open_image(data))))
+        pixels: UInt8Array = _decoded(data, open_image(data)).contiguous().numpy()
     except UnreadableImage as error:
         if name:
             error.add_note(name)
         raise
+    return pixels
 
 
 def square_image(data: bytes, size: int) -> UInt8Array:
-    """Decode an image and bring its central square to `size`.
+    """Decode an image, resize its short side to `size` (bilinear, antialiased) and cut the central square.
 
-    The square's side is the image's short side. It is resized by Pillow's antialiased bilinear filter. A JPEG at least
-    twice as large as needed is first shrunk by 2, 4 or 8 while it is decoded (libjpeg's scaled DCT), which is several
-    times faster, repeats exactly, and differs from decoding in full by about one grey level.
+    A JPEG at least twice as large as needed is first shrunk by 2, 4 or 8 while it is decoded (libjpeg's scaled DCT),
+    which is several times faster and repeats exactly, but is not pixel for pixel what decoding in full would give.
 
     Args:
         data: The encoded bytes.
@@ -93,27 +96,39 @@ def square_image(data: bytes, size: int) -> UInt8Array:
         UnreadableImage: As `decode_image`.
     """
     image = open_image(data)
-    short = min(image.size)
-    if image.format == "JPEG" and short >= 2 * size:
-        width, height = image.size
-        image.draft(None, (math.ceil(width * size / short), math.ceil(height * size / short)))
-    image = _decoded(image)
     width, height = image.size
     short = min(width, height)
-    if (width, height) != (size, size):
-        left, top = (width - short) // 2, (height - short) // 2
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
-    return _channels_first(np.asarray(image))
+    if image.format == "JPEG" and short >= 2 * size:
+        image.draft(None, (width * size // short, height * size // short))
+        pixels = _by_pillow(image)
+    else:
+        pixels = _decoded(data, image)
+    height, width = pixels.shape[1:]
+    short = min(width, height)
+    if short != size:
+        height, width = int(height * size / short), int(width * size / short)
+        # On uint8 in channels-last order this is fixed-point arithmetic: the same on any number of threads.
+        pixels = functional.interpolate(pixels[None], size=(height, width), mode="bilinear", antialias=True)[0]
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    square: UInt8Array = pixels[:, top : top + size, left : left + size].contiguous().numpy()
+    return square
 
 
-def _channels_first(pixels: npt.NDArray[np.uint8]) -> UInt8Array:
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+def _decoded(data: bytes, image: Image.Image) -> Tensor:
+    """Return the pixels of an opened image: uint8 [3, H, W], the channels of a pixel side by side in memory."""
+    if image.format == "JPEG" and image.mode == "RGB":
+        try:
+            # The same libjpeg-turbo as Pillow's and the same pixels, a third faster.
+            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        except RuntimeError:
+            pass  # Pillow decides, and words the reason.
+    return _by_pillow(image)
 
 
-def _decoded(image: Image.Image) -> Image.Image:
+def _by_pillow(image: Image.Image) -> Tensor:
     try:
         image.load()
-        return _rgb(image)
+        return torch.from_numpy(np.array(_rgb(image))).permute(2, 0, 1)
     except UnreadableImage:
         raise
     except Exception as error:

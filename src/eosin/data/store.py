@@ -4,7 +4,7 @@ Layout of a store, version 1::
 
     OUT/store.json           {"format": "eosin-tiles", "version": 1, "tiles": N, "shards": [{"file", "tiles", "bytes"}]}
     OUT/manifest.parquet     one row a tile: name label patient slide split mpp x y tissue digest shard row
-    OUT/shards/00000.arrow   Arrow IPC file, uncompressed: image (the encoded bytes), then the manifest's columns to tissue
+    OUT/shards/00000.arrow   Arrow IPC file, uncompressed: the encoded image, then the manifest from name to tissue
 """
 
 from __future__ import annotations
