@@ -112,7 +112,7 @@ def scan(light: Array, stain: SlideStain, mpp: float, key: int) -> NDArray[np.ui
     if spread > 0.2:
         for channel in range(3):
             gaussian_filter(light[channel], spread, output=light[channel], mode="nearest", truncate=3.0)
-    rng = np.random.Generator(np.random.Philox(key=key))
+    rng = np.random.Generator(np.random.SFC64(key))
     noise = rng.standard_normal(light.shape, dtype=np.float32)
     noise *= np.float32(stain.noise)
     light += noise
