@@ -1,0 +1,29 @@
+"""Frozen features to scores: one file a protocol, embeddings kept by content, intervals and paired tests."""
+
+from eosin.evaluate import knn as _knn  # noqa: F401  (registers the protocol)
+from eosin.evaluate import logistic as _logistic  # noqa: F401
+from eosin.evaluate.embed import Embeddings, embed, embedding_key
+from eosin.evaluate.evaluation import Evaluation, ProbeData, evaluate, probe_data
+from eosin.evaluate.metrics import METRICS, metric_value
+from eosin.evaluate.protocol import PROTOCOLS, Prediction, Protocol
+from eosin.evaluate.statistics import Comparison, Predicted, bootstrap_interval, holm, paired_test
+
+__all__ = [
+    "METRICS",
+    "PROTOCOLS",
+    "Comparison",
+    "Embeddings",
+    "Evaluation",
+    "Predicted",
+    "Prediction",
+    "ProbeData",
+    "Protocol",
+    "bootstrap_interval",
+    "embed",
+    "embedding_key",
+    "evaluate",
+    "holm",
+    "metric_value",
+    "paired_test",
+    "probe_data",
+]

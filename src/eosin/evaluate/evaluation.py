@@ -1,0 +1,165 @@
+"""A task, an encoder's embeddings of it and a protocol, joined to scores with intervals and per-image predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from eosin.core.errors import EosinError
+from eosin.evaluate.embed import Embeddings
+from eosin.evaluate.protocol import PROTOCOLS, Protocol
+from eosin.evaluate.statistics import Interval, Predicted, bootstrap_interval
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from eosin.tasks import Task
+
+__all__ = ["Evaluation", "ProbeData", "evaluate", "probe_data"]
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeData:
+    """A task's images that have features; `train`, `val` and `test` are rows of `features`.
+
+    Attributes:
+        features: float32 [n, D].
+        labels: int64 [n], class indices.
+        classes: C class names.
+        train: Rows to fit on.
+        val: Rows to choose settings on.
+        test: Rows to report.
+        names: str [n].
+        groups: str [n], patient or slide; None when each image stands for itself.
+        grouping: "patient", "slide" or "image".
+        dropped: How many of the task's images had no features because they could not be read.
+    """
+
+    features: npt.NDArray[np.float32]
+    labels: Rows
+    classes: tuple[str, ...]
+    train: Rows
+    val: Rows
+    test: Rows
+    names: npt.NDArray[np.str_]
+    groups: npt.NDArray[np.str_] | None
+    grouping: str
+    dropped: int
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The scores of one encoder on one task under one protocol.
+
+    Attributes:
+        metrics: ``{metric: {"value", "low", "high"}}``, with "reason" where one of them is None.
+        chosen: What the protocol selected, on the validation images.
+        classes: C class names.
+        predicted: The test images' names, truth, probabilities and groups.
+        grouping: Unit of the intervals: "patient", "slide" or "image".
+        n_train: Images fitted on.
+        n_val: Images chosen on.
+        n_test: Images reported.
+        dropped: Unreadable images left out of the task.
+    """
+
+    metrics: dict[str, Interval]
+    chosen: dict[str, Any]
+    classes: tuple[str, ...]
+    predicted: Predicted
+    grouping: str
+    n_train: int
+    n_val: int
+    n_test: int
+    dropped: int
+
+    def table(self) -> pa.Table:
+        """Return the per-image predictions: columns name, group, truth, predicted, and p_<class> of each class."""
+        import pyarrow as pa
+
+        probabilities = np.asarray(self.predicted.probabilities)
+        names = np.asarray(self.predicted.names).astype(str)
+        groups = names if self.predicted.groups is None else np.asarray(self.predicted.groups).astype(str)
+        columns: dict[str, Any] = {
+            "name": names.tolist(),
+            "group": groups.tolist(),
+            "truth": [self.classes[index] for index in np.asarray(self.predicted.truth)],
+            "predicted": [self.classes[index] for index in probabilities.argmax(axis=1)],
+        }
+        columns |= {f"p_{name}": probabilities[:, index] for index, name in enumerate(self.classes)}
+        return pa.table(columns)
+
+
+def probe_data(task: Task, embeddings: Embeddings) -> ProbeData:
+    """Match a task with the embeddings of its tiles; unreadable tiles leave its splits and are counted.
+
+    Raises:
+        EosinError: If the embeddings are of other tiles, or a split or the training classes do not survive.
+    """
+    total = len(task.tiles)
+    if embeddings.total != total:
+        raise EosinError(f"{task.name}: embeddings of {embeddings.total} tiles for a task of {total}; embed its tiles")
+    position = np.full(total, -1, dtype=np.int64)
+    position[embeddings.rows] = np.arange(len(embeddings.rows))
+    splits = {name: position[getattr(task, name)] for name in ("train", "val", "test")}
+    readable = {name: rows[rows >= 0] for name, rows in splits.items()}
+    dropped = sum(len(splits[name]) - len(readable[name]) for name in splits)
+    for name, rows in readable.items():
+        if not len(rows):
+            raise EosinError(f"{task.name}: no image of the {name} split could be read; repair its files")
+    labels = task.labels[embeddings.rows]
+    if len(np.unique(labels[readable["train"]])) < 2:
+        raise EosinError(f"{task.name}: the readable training images are of one class; repair the others' files")
+    return ProbeData(
+        features=embeddings.features,
+        labels=labels,
+        classes=task.classes,
+        train=readable["train"],
+        val=readable["val"],
+        test=readable["test"],
+        names=embeddings.names,
+        groups=None if task.groups is None else task.groups[embeddings.rows],
+        grouping=task.grouping,
+        dropped=dropped,
+    )
+
+
+def evaluate(data: ProbeData, protocol: str | Protocol, *, seed: int = 0, resamples: int = 1000) -> Evaluation:
+    """Run a protocol and score its predictions of the test images, with 95 % bootstrap intervals.
+
+    The protocol is handed labels in which those of the test images are blanked out (-1), so that none can choose on
+    them.
+
+    Args:
+        data: Features and splits.
+        protocol: A name in `PROTOCOLS`, or a protocol with settings of its own.
+        seed: Of the protocol and of the resampling.
+        resamples: For the intervals.
+
+    Raises:
+        EosinError: If the protocol is unknown or cannot be run on these splits.
+    """
+    chosen_protocol = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
+    visible = data.labels.copy()
+    visible[data.test] = -1
+    prediction = chosen_protocol.run(
+        data.features, visible, data.classes, data.train, data.val, data.test, data.groups, seed
+    )
+    groups = None if data.groups is None else data.groups[data.test]
+    truth = data.labels[data.test]
+    return Evaluation(
+        metrics=bootstrap_interval(truth, prediction.probabilities, groups, seed, resamples),
+        chosen=prediction.chosen,
+        classes=data.classes,
+        predicted=Predicted(data.names[data.test], truth, prediction.probabilities, groups),
+        grouping=data.grouping,
+        n_train=len(data.train),
+        n_val=len(data.val),
+        n_test=len(data.test),
+        dropped=data.dropped,
+    )

@@ -1,0 +1,158 @@
+"""One battery that every registered protocol passes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from eosin.core.errors import EosinError
+from eosin.evaluate import PROTOCOLS, ProbeData, evaluate
+from eosin.evaluate.metrics import METRICS
+
+
+def probe(seed: int = 0, n: int = 90, width: int = 12, classes: int = 3, skill: float = 3.0) -> ProbeData:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    features = (rng.normal(size=(n, width)) + skill * np.eye(width)[labels]).astype(np.float32)
+    order = rng.permutation(n)
+    parts = np.split(order, [n // 2, 2 * n // 3])
+    return ProbeData(
+        features, labels, tuple("abcdefgh"[:classes]), *parts, np.array([f"i{i}" for i in range(n)]),
+        np.array([f"p{i % 30}" for i in range(n)]), "patient", 0,
+    )  # fmt: skip
+
+
+def changed(data: ProbeData, **values: object) -> ProbeData:
+    return ProbeData(**{**{name: getattr(data, name) for name in data.__dataclass_fields__}, **values})
+
+
+pytestmark = pytest.mark.parametrize("name", PROTOCOLS)
+
+
+def test_entry_is_complete(name):
+    protocol = PROTOCOLS[name]
+    assert protocol.name == name
+    assert protocol.version in protocol.changes
+    assert protocol.reference
+    assert protocol.higher_is_better
+
+
+def test_separable_classes_are_told_apart(name):
+    data = probe(skill=8.0)
+    result = evaluate(data, name, resamples=100)
+    assert result.metrics["balanced_accuracy"]["value"] == 1.0
+    assert result.metrics["auroc"]["value"] == pytest.approx(1.0)
+    assert (result.n_train, result.n_val, result.n_test) == (45, 15, 30)
+    assert set(result.metrics) == set(METRICS)
+    json.dumps(result.chosen, allow_nan=False)
+
+
+def test_features_without_information_give_chance(name):
+    values = [
+        evaluate(probe(seed, n=300, skill=0.0), name, resamples=10).metrics["accuracy"]["value"] for seed in range(4)
+    ]
+    assert 0.22 < np.mean(values) < 0.45
+
+
+def test_probabilities_are_shares(name):
+    data = probe(skill=1.0)
+    probabilities = evaluate(data, name, resamples=10).predicted.probabilities
+    assert probabilities.shape == (30, 3)
+    assert probabilities.min() >= 0
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, atol=1e-9)
+
+
+def test_test_labels_change_neither_choice_nor_probabilities(name):
+    data = probe(skill=1.0)
+    first = evaluate(data, name, resamples=10)
+    labels = data.labels.copy()
+    labels[data.test] = np.random.default_rng(1).permutation(labels[data.test])
+    second = evaluate(changed(data, labels=labels), name, resamples=10)
+    assert first.chosen == second.chosen
+    np.testing.assert_array_equal(first.predicted.probabilities, second.predicted.probabilities)
+    # Nor when the protocol is called directly with the test labels in view.
+    protocol = PROTOCOLS[name]
+    rows = (data.train, data.val, data.test)
+    for seen in (data.labels, labels):
+        direct = protocol.run(data.features, seen, data.classes, *rows, data.groups, 0)
+        np.testing.assert_array_equal(direct.probabilities, first.predicted.probabilities)
+
+
+def test_same_seed_same_bits(name):
+    data = probe(skill=1.0)
+    one, two = evaluate(data, name, seed=3, resamples=50), evaluate(data, name, seed=3, resamples=50)
+    assert one.metrics == two.metrics
+    np.testing.assert_array_equal(one.predicted.probabilities, two.predicted.probabilities)
+
+
+def test_test_images_are_predicted_one_by_one(name):
+    data = probe(skill=1.0)
+    whole = evaluate(data, name, resamples=10).predicted.probabilities
+    few = evaluate(changed(data, test=data.test[:3]), name, resamples=10).predicted.probabilities
+    np.testing.assert_allclose(few, whole[:3], atol=1e-6)
+
+
+def test_constant_features(name):
+    data = changed(probe(), features=np.full((90, 12), 0.1, np.float32))
+    result = evaluate(data, name, resamples=10)
+    assert np.isfinite(result.predicted.probabilities).all()
+    np.testing.assert_allclose(
+        result.predicted.probabilities, np.broadcast_to(result.predicted.probabilities[0], (30, 3)), atol=1e-6
+    )
+
+
+def test_features_of_zero(name):
+    data = changed(probe(), features=np.zeros((90, 12), np.float32))
+    assert np.isfinite(evaluate(data, name, resamples=10).predicted.probabilities).all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_huge_and_tiny_features(name, scale):
+    data = probe(skill=8.0)
+    scaled = changed(data, features=(data.features * np.float32(scale)).astype(np.float32))
+    assert evaluate(scaled, name, resamples=10).metrics["accuracy"]["value"] == 1.0
+
+
+def test_fewer_training_images_than_neighbors_and_a_class_with_one(name):
+    data = probe(skill=8.0)
+    train = np.concatenate([data.train[data.labels[data.train] == 0][:4], data.train[data.labels[data.train] == 1][:1]])
+    result = evaluate(changed(data, train=train), name, resamples=10)
+    # The third class has no training image: it can never be predicted, and nothing breaks.
+    assert (result.predicted.probabilities[:, 2] == 0).all()
+    assert result.metrics["accuracy"]["value"] < 0.9
+
+
+def test_one_class_in_the_test(name):
+    data = probe()
+    test = data.test[data.labels[data.test] == 1]
+    result = evaluate(changed(data, test=test), name, resamples=10)
+    assert result.metrics["auroc"]["value"] is None
+    assert "one class" in result.metrics["auroc"]["reason"]
+    assert result.metrics["accuracy"]["value"] is not None
+
+
+def test_two_classes(name):
+    data = probe(classes=2, skill=8.0)
+    result = evaluate(data, name, resamples=10)
+    assert result.metrics["auroc"]["value"] == 1.0
+
+
+def test_table_of_predictions(name):
+    data = probe(skill=1.0)
+    result = evaluate(data, name, resamples=10)
+    table = result.table()
+    assert table.column_names == ["name", "group", "truth", "predicted", "p_a", "p_b", "p_c"]
+    rows = table.to_pylist()
+    assert [row["name"] for row in rows] == [f"i{i}" for i in data.test]
+    assert [row["group"] for row in rows] == [f"p{i % 30}" for i in data.test]
+    for row in rows:
+        assert row["predicted"] == max("abc", key=lambda c: row[f"p_{c}"])
+    accuracy = np.mean([row["truth"] == row["predicted"] for row in rows])
+    assert accuracy == pytest.approx(result.metrics["accuracy"]["value"])
+
+
+def test_unknown_protocol_is_refused(name):
+    with pytest.raises(EosinError, match=f"did you mean '{name}'"):
+        evaluate(probe(), name + "x")
