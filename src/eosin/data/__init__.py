@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from eosin.data.images import UnreadableImage, decode_image
 from eosin.data.loader import Batch, TrainingLoader, iterate_tiles, tiles_at
+from eosin.data.pack import PackSummary, pack
 from eosin.data.quarantine import Quarantine
 from eosin.data.sources import open_tiles
 from eosin.data.store import StoreWriter
@@ -13,6 +14,7 @@ from eosin.data.workers import default_workers
 __all__ = [
     "Batch",
     "Names",
+    "PackSummary",
     "Quarantine",
     "StoreWriter",
     "Tiles",
@@ -23,5 +25,6 @@ __all__ = [
     "iterate_tiles",
     "load_square",
     "open_tiles",
+    "pack",
     "tiles_at",
 ]
