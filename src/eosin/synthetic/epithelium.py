@@ -85,7 +85,7 @@ def paint_glands(frame: Frame) -> Layer:
     inside = np.clip(depth * soft + 0.5, 0, 1)
     lumen = np.clip((depth - height - 2 * ragged) * soft + 0.5, 0, 1)
     around = collagen(frame.child("propria"), loose=float(rng.uniform(0.55, 1.0)), cells=1.3)
-    streak = 1 + 0.22 * frame.noise(2.2, "cytoplasm") + 0.18 * frame.noise(6, "cells")
+    streak = 1 + 0.28 * frame.noise(1.8, "cytoplasm") + 0.2 * frame.noise(6, "cells")
     turn = np.arctan2(at.dy, at.dx)
     streak += 0.10 * np.cos(turn * np.round(0.9 * pitch / 2) + 3 * ragged)
     apical = np.exp(-np.square((depth - height + 1.5) / 1.6))
@@ -158,7 +158,7 @@ def paint_tumor(frame: Frame) -> Layer:
     within = np.clip((depth + ragged) * soft + 0.5, 0, 1)
     lumen = np.clip((lumen_depth + 0.8 * ragged) * soft + 0.5, 0, 1) * within
     around = collagen(frame.child("desmoplasia"), loose=float(rng.uniform(0.1, 0.8)), cells=1.8)
-    grain = 1 + 0.25 * frame.noise(2.0, "cytoplasm") + 0.22 * frame.noise(7, "cells") + 0.1 * frame.noise(0.9, "grain")
+    grain = 1 + 0.34 * frame.noise(1.9, "cytoplasm") + 0.25 * frame.noise(7, "cells")
     tone = float(rng.uniform(0.35, 0.6))
     eosin = around.eosin + within * (tone * grain - around.eosin)
     hematoxylin = around.hematoxylin + within * (float(rng.uniform(0.14, 0.36)) * grain - around.hematoxylin)

@@ -70,13 +70,13 @@ def collagen(frame: Frame, *, loose: float, cells: float = 1.0) -> Layer:
     )
     width = rng.uniform(3.0, 6.0)
     u, v = flow.along(frame.x, frame.y), flow.across(frame.x, frame.y)
-    bundle = frame.streaks(u, v, 40, width, "bundles")
+    bundle = frame.streaks(u, v, 30, width, "bundles")
     strand = frame.streaks(u, v, 22, 2.2, "strands")
     fibril = frame.streaks(u, v, 12, 1.0, "fibrils")
     cleft = 0.6 * frame.streaks(u, v, 30, 0.8 * width, "clefts") + 0.45 * frame.noise(13, "cleft patches")
-    cleft += 0.35 * strand
+    cleft += 0.35 * strand + 0.22 * frame.noise(2.8, "frayed")
     open_ = np.clip((cleft + np.float32(1.0 * loose - 0.6)) * np.float32(3.2), 0, 1)
-    eosin = float(rng.uniform(0.46, 0.72)) + 0.18 * bundle + 0.16 * strand + 0.16 * fibril
+    eosin = float(rng.uniform(0.46, 0.72)) + 0.15 * bundle + 0.17 * strand + 0.24 * fibril
     eosin *= 1 - (0.72 + 0.22 * loose) * open_
     hematoxylin = float(rng.uniform(0.06, 0.2)) + 0.07 * bundle + 0.05 * frame.noise(3.0, "ground")
     hematoxylin *= 1 - 0.6 * open_
@@ -120,7 +120,7 @@ def paint_muscle(frame: Frame) -> Layer:
     band = frame.streaks(u, v, 150, width, "band tone")
     fine = frame.streaks(u, v, 45, 1.2, "filaments")
     split = np.clip(frame.streaks(u, v, 60, 1.4 * width, "splits") * 3 - float(rng.uniform(1.3, 2.6)), 0, 1)
-    eosin = float(rng.uniform(0.55, 0.85)) + 0.09 * band + 0.13 * fine + 0.06 * frame.noise(1.3, "grain")
+    eosin = float(rng.uniform(0.55, 0.85)) + 0.09 * band + 0.17 * fine + 0.12 * frame.noise(1.3, "grain")
     eosin *= (1 - 0.55 * gap) * (1 - 0.8 * split)
     hematoxylin = (float(rng.uniform(0.08, 0.28)) + 0.05 * band + 0.04 * fine) * (1 - 0.5 * gap) * (1 - 0.7 * split)
     places = scatter(frame, float(rng.uniform(11.5, 16)), "myocytes", keep=0.85)

@@ -30,7 +30,7 @@ def lymphocytes(frame: Frame, places: Points, size: float = 1.0) -> Shapes:
     a = size * (2.95 + 0.75 * t[0])
     return shapes(
         places, a, a * (0.82 + 0.16 * t[1]), angle=6.3 * t[2], rough=0.035,
-        dark=0.95 + 0.35 * t[3], vesicle=0.22, clump=0.34, kind=LYMPHOCYTE, scale=frame.lod,
+        dark=0.95 + 0.35 * t[3], vesicle=0.24, clump=0.5, kind=LYMPHOCYTE, scale=frame.lod,
     )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def spindles(frame: Frame, places: Points, angle: Array, size: float = 1.0) -> S
     a = size * (4.8 + 4.0 * t[0])
     return shapes(
         places, a, size * (0.9 + 0.8 * t[1]), angle=angle, bend=2.4 * (t[2] - 0.5), taper=0.55,
-        rough=0.05, dark=0.85 + 0.35 * t[3], vesicle=0.15, clump=0.2, kind=FIBROBLAST, scale=frame.lod,
+        rough=0.05, dark=0.85 + 0.35 * t[3], vesicle=0.15, clump=0.3, kind=FIBROBLAST, scale=frame.lod,
     )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def cigars(frame: Frame, places: Points, angle: Array) -> Shapes:
     t = places.traits
     return shapes(
         places, 5.5 + 3.8 * t[0], 1.25 + 0.6 * t[1], angle=angle, bend=1.0 * (t[2] - 0.5), taper=-0.3,
-        rough=0.02, dark=0.75 + 0.25 * t[3], vesicle=0.3, clump=0.22, kind=MUSCLE, scale=frame.lod,
+        rough=0.02, dark=0.75 + 0.25 * t[3], vesicle=0.3, clump=0.34, kind=MUSCLE, scale=frame.lod,
     )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def columnar(frame: Frame, places: Points, angle: Array, slender: float) -> Shap
     t = places.traits
     return shapes(
         places, 3.9 + 1.2 * t[0], (2.3 + 0.6 * t[1]) * slender, angle=angle + 0.35 * (t[2] - 0.5), rough=0.03,
-        dark=0.85 + 0.25 * t[3], vesicle=0.35, clump=0.25, nucleolus=0.15, kind=EPITHELIAL, scale=frame.lod,
+        dark=0.85 + 0.25 * t[3], vesicle=0.35, clump=0.38, nucleolus=0.15, kind=EPITHELIAL, scale=frame.lod,
     )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def tumor_nuclei(frame: Frame, places: Points, angle: Array, size: float, slende
     return shapes(
         places, long, wide,
         angle=angle + 0.8 * (t[2] - 0.5), rough=0.05 + 0.05 * grade, dark=np.where(dense, 1.5, dark),
-        vesicle=np.where(dense, 0.0, 0.18 + 0.42 * grade + 0.15 * t[4]), clump=0.3,
+        vesicle=np.where(dense, 0.0, 0.18 + 0.42 * grade + 0.15 * t[4]), clump=0.42,
         nucleolus=np.where(dense, 0.0, 0.35 + 0.5 * t[1]), kind=TUMOR, scale=frame.lod,
     )  # fmt: skip
 

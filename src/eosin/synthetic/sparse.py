@@ -71,11 +71,15 @@ def paint_mucus(frame: Frame) -> Layer:
     thread = np.clip(1 - np.abs(frame.streaks(u, v, 34, 5.0, "threads")) * 3, 0, 1) ** 2
     hair = np.clip(1 - np.abs(frame.streaks(u, slant, 16, 2.6, "hairs")) * 3, 0, 1) ** 2
     hair *= np.clip(0.5 + frame.noise(9, "hair strength"), 0, 1)
+    cord = np.clip(1 - np.abs(frame.streaks(u, v, 55, 8.0, "cords")) * 3.5, 0, 1) ** 2 * (
+        0.6 + 0.5 * frame.noise(3, "cord grain")
+    )
+    cord *= np.clip(frame.noise(40, "cord strength") * 2, 0, 1) * float(rng.uniform(0, 0.8))
     gap = np.clip(frame.noise(34, "gaps") * 1.6 - float(rng.uniform(0.1, 1.0)), 0, 1)
     thread *= np.clip(0.6 + 1.2 * frame.noise(24, "thread strength"), 0, 1)
     body = 0.6 + 0.3 * broad + 0.3 * frame.noise(1.5, "grain") + 0.25 * frame.noise(5, "curds")
-    hematoxylin = density * (body + 0.8 * thread + 0.8 * hair)
-    eosin = density * 0.45 * (body + hair) + float(rng.uniform(0.05, 0.5)) * thread * density / 0.2
+    hematoxylin = density * (body + 1.0 * thread + 1.0 * hair)
+    eosin = density * 0.45 * (body + hair) + float(rng.uniform(0.05, 0.5)) * thread * density / 0.2 + cord
     hematoxylin *= 1 - 0.85 * gap
     eosin *= 1 - 0.85 * gap
     bubbles = scatter(frame, 17, "bubbles", keep=float(rng.uniform(0, 0.25)))

@@ -121,7 +121,7 @@ def draw_tissue(frame: Frame, tissue: str) -> Drawn:
     layer = _blend(frame, tissue)
     bodies = join(layer.bodies) if layer.bodies else None
     thickness = 1 + np.float32(0.07) * frame.noise(90, "thickness")
-    grain = 1 + np.float32(0.10) * frame.noise(1.2, "grain") + np.float32(0.08) * frame.noise(3.1, "coarse grain")
+    grain = 1 + np.float32(0.15) * frame.noise(1.2, "grain") + np.float32(0.10) * frame.noise(3.1, "coarse grain")
     # Uptake differs over a section too: both dyes with its thickness, each on its own by a little less.
     cut, uptake_h, uptake_e = np.exp(frame.child("uptake").rng().normal(0, (0.2, 0.14, 0.16))).astype(np.float32)
     thickness *= cut * grain
