@@ -5,6 +5,7 @@ from eosin.evaluate import logistic as _logistic  # noqa: F401
 from eosin.evaluate.embed import Embeddings, embed, embedding_key
 from eosin.evaluate.evaluation import Evaluation, ProbeData, evaluate, probe_data
 from eosin.evaluate.metrics import METRICS, metric_value
+from eosin.evaluate.parquet import embed_to_parquet
 from eosin.evaluate.protocol import PROTOCOLS, Prediction, Protocol
 from eosin.evaluate.statistics import Comparison, Predicted, bootstrap_interval, holm, paired_test
 
@@ -20,6 +21,7 @@ __all__ = [
     "Protocol",
     "bootstrap_interval",
     "embed",
+    "embed_to_parquet",
     "embedding_key",
     "evaluate",
     "holm",

@@ -71,12 +71,13 @@ def _unit_length(features: npt.NDArray[np.float32]) -> Tensor:
 
 def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row in descending order; of equal ones the first columns, which `topk` leaves open."""
-    values, columns = similarity.topk(k, dim=1)
-    tied = (similarity >= values[:, -1:]).sum(dim=1) > k
-    for row in torch.nonzero(tied).flatten().tolist():
-        order = torch.sort(similarity[row], descending=True, stable=True)
-        values[row], columns[row] = order.values[:k], order.indices[:k]
-    return values, columns
+    values, columns = similarity.topk(min(k + 1, similarity.shape[1]), dim=1)
+    if values.shape[1] > k:
+        tied = values[:, k] == values[:, k - 1]
+        for row in torch.nonzero(tied).flatten().tolist():
+            order = torch.sort(similarity[row], descending=True, stable=True)
+            values[row, :k], columns[row, :k] = order.values[:k], order.indices[:k]
+    return values[:, :k], columns[:, :k]
 
 
 @dataclass(frozen=True)
