@@ -1,0 +1,116 @@
+"""An encoder and the contract of the pixels it takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from eosin.core.config import Config
+
+__all__ = ["Card", "Encoder", "normalize"]
+
+Channels = tuple[float, float, float]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class Card(Config):
+    """What travels with an encoder's weights: the pixels it expects, and where it comes from."""
+
+    spec: str
+    """The string that loads this encoder."""
+    architecture: str
+    """timm's name of the network without a weights tag, or the scheme's own name, such as "color:stats"."""
+    size: Annotated[int, Field(ge=1)]
+    """Side of the square input in pixels."""
+    mean: Channels
+    """Mean of R, G, B in 0..1, subtracted from the input."""
+    std: tuple[Positive, Positive, Positive]
+    """Standard deviation of R, G, B in 0..1, by which the input is divided."""
+    interpolation: str = "bilinear"
+    """Filter with which images are brought to `size`."""
+    mpp: Positive | None = None
+    """µm/px of the training tiles; None where unknown or not pathology."""
+    licence: str
+    """Licence of the weights as their source states it."""
+    width: Annotated[int, Field(ge=1)]
+    """Length of the embedding."""
+
+
+class Encoder(nn.Module):
+    """A network (or a fixed function) that turns normalised images into embeddings, with its card.
+
+    Subclasses implement `forward` and, where the network has feature maps, `spatial`.
+
+    Attributes:
+        card: The pixel contract and the source.
+        backbone: The module that holds the weights; its `state_dict` is what is saved.
+    """
+
+    card: Card
+
+    def __init__(self, card: Card, backbone: nn.Module) -> None:
+        super().__init__()
+        self.card = card
+        self.backbone = backbone
+
+    @property
+    def width(self) -> int:
+        """Length of the embedding."""
+        return self.card.width
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images.
+
+        Args:
+            images: float32 [B, 3, H, W], normalised with the card's mean and standard deviation.
+
+        Returns:
+            [B, width].
+        """
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def spatial(self, images: Tensor) -> list[Tensor]:
+        """Return feature maps for dense work, finest first.
+
+        Args:
+            images: float32 [B, 3, H, W], normalised with the card's mean and standard deviation.
+
+        Returns:
+            Tensors [B, C, h, w].
+
+        Raises:
+            EosinError: If this encoder has no feature maps.
+        """
+        raise TypeError(f"{type(self).__name__} does not define spatial")
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Turn uint8 [B, 3, H, W] RGB into the float32 input of `forward`."""
+        return normalize(images, self.card.mean, self.card.std)
+
+    def fingerprint(self) -> str:
+        """Identify the function this encoder computes: 16 hexadecimal digits.
+
+        SHA-256 over the pixel contract (architecture, size, mean, std, interpolation) and over name, dtype, shape and
+        bytes of every tensor in the order of the names. Where the weights came from does not enter.
+        """
+        contract = self.card.model_dump(mode="json", include=_CONTRACT)
+        digest = hashlib.sha256(json.dumps(contract, sort_keys=True).encode())
+        for name, tensor in sorted(self.backbone.state_dict().items()):
+            digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+
+_CONTRACT = {"architecture", "size", "mean", "std", "interpolation"}
+
+
+def normalize(images: Tensor, mean: Channels, std: Channels) -> Tensor:
+    """Turn uint8 [B, 3, H, W] into float32, scaled to 0..1, minus `mean`, divided by `std`."""
+    center = torch.tensor(mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
+    spread = torch.tensor(std, dtype=torch.float32, device=images.device).view(3, 1, 1)
+    return (images.to(torch.float32) / 255).sub_(center).div_(spread)

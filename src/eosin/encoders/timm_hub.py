@@ -1,0 +1,126 @@
+"""`timm:NAME`: a network with the weights timm publishes for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.utils import get_session
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from eosin.core.errors import EosinError, nearest
+from eosin.encoders.backbone import TimmEncoder, create_backbone, embedding_width
+from eosin.encoders.base import Card, Encoder
+from eosin.encoders.registry import ENCODERS, Options, Scheme, eosin_home, whole_number
+
+__all__ = ["load_timm"]
+
+WEIGHTS = "model.safetensors"
+PROBE_SECONDS = 5.0
+
+
+def load_timm(name: str, options: Options) -> Encoder:
+    """Load a pretrained timm network; mean, std, size, interpolation and licence are those timm states for it.
+
+    The weights are looked for in `$EOSIN_HOME/encoders/NAME.safetensors`, then in the Hugging Face cache, then at the
+    Hugging Face Hub. There is no fallback: without weights there is no encoder.
+
+    Raises:
+        EosinError: If timm has no such weights, or they are neither on this machine nor to be had.
+    """
+    config = _pretrained_config(name)
+    full_name = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
+    size = whole_number(options, "size", int(config.input_size[-1]), 1)
+    path = _weights_path(full_name, config.hf_hub_id)
+    # The random initial weights are overwritten: drawing them must not move the caller's random state.
+    with torch.random.fork_rng(devices=[]):
+        backbone = _load(full_name, size, path)
+    card = Card(
+        spec=f"timm:{full_name}" + (f"?size={size}" if "size" in options else ""),
+        architecture=config.architecture,
+        size=size,
+        mean=config.mean,
+        std=config.std,
+        interpolation=config.interpolation,
+        licence=config.license or "unstated by timm",
+        width=embedding_width(backbone),
+    )
+    return TimmEncoder(card, backbone)
+
+
+def _pretrained_config(name: str) -> Any:
+    architecture, _, tag = name.partition(".")
+    if architecture in timm.list_models():
+        config = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
+        if config is None or not config.hf_hub_id:
+            raise EosinError(
+                f"timm:{name}: timm publishes no weights for it; `random:{architecture}` builds it untrained"
+            )
+        tags = [known.partition(".")[2] for known in timm.list_models(f"{architecture}.*", pretrained=True)]
+        if not tag or tag in tags:
+            return timm.get_pretrained_cfg(name)
+        hint = nearest(name, [f"{architecture}.{known}" for known in tags])
+        raise EosinError(f"timm:{name}: no such weights; {hint}")
+    hint = nearest(name, timm.list_models(pretrained=True) if tag else timm.list_models())
+    if not hint.startswith("did you mean"):
+        hint = "see timm.list_models(pretrained=True) for the names"
+    raise EosinError(f"timm:{name}: timm has no such network; {hint}")
+
+
+def _weights_path(name: str, repository: str) -> Path:
+    placed = eosin_home() / "encoders" / f"{name}.safetensors"
+    if placed.is_file():
+        return placed
+    cached = try_to_load_from_cache(repository, WEIGHTS)
+    if isinstance(cached, str):
+        return Path(cached)
+    fix = f"download {WEIGHTS} from huggingface.co/{repository} and place it at {placed}"
+    # The Hub's client retries for half a minute before it gives up; one short question comes first.
+    if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} is out of reach"
+        raise EosinError(f"timm:{name}: the weights are not on this machine and {reason}; {fix}")
+    try:
+        return Path(hf_hub_download(repository, WEIGHTS))
+    except Exception as error:
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        raise EosinError(f"timm:{name}: the download failed ({problem}); {fix}") from None
+
+
+def _reachable(endpoint: str) -> bool:
+    try:
+        get_session().head(endpoint, timeout=PROBE_SECONDS)
+    except Exception:
+        return False
+    return True
+
+
+def _load(name: str, size: int, path: Path) -> nn.Module:
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise EosinError(f"{path}: not a whole safetensors file ({error}); remove it and load again") from None
+    try:
+        # With its classifier first, so that timm loads every tensor strictly; then without.
+        overlay = {"file": str(path), "custom_load": False}
+        backbone: Any = create_backbone(name, size, pretrained=True, pretrained_cfg_overlay=overlay)
+    except (RuntimeError, KeyError) as error:
+        problem = " ".join(str(error).split())[:300]
+        raise EosinError(f"{path}: does not hold the weights of {name} ({problem})") from None
+    backbone.reset_classifier(0)
+    network: nn.Module = backbone
+    return network
+
+
+ENCODERS.register("timm")(
+    Scheme(
+        load=load_timm,
+        options=("size",),
+        examples=(),
+        summary="a timm network with its published weights",
+    )
+)
