@@ -10,6 +10,7 @@ from eosin.synthetic.frame import Array, Frame, Points
 from eosin.synthetic.layer import Layer
 from eosin.synthetic.nuclei import columnar, lymphocytes, scatter, spindles, tumor_nuclei
 from eosin.synthetic.shapes import Shapes, coverage, join, shapes
+from eosin.synthetic.voronoi import Voronoi
 
 _GLAND_JITTER = 0.18
 
@@ -76,7 +77,8 @@ def paint_glands(frame: Frame) -> Layer:
     rng = frame.rng()
     pitch = float(rng.uniform(60, 82))
     height = float(rng.uniform(0.24, 0.33)) * pitch
-    at = frame.cells(frame.x, frame.y, pitch, "glands", 5, jitter=_GLAND_JITTER, corner=0.0)
+    crypts = Voronoi(frame, pitch, "glands", 5, jitter=_GLAND_JITTER, corner=0.0)
+    at = crypts.at(frame.x, frame.y)
     outline, reach = _radius(at.dx, at.dy, at.traits, pitch)
     ragged = frame.noise(7, "ragged")
     # Depth below the basement membrane; neighbours that would touch are pressed flat.
@@ -91,9 +93,8 @@ def paint_glands(frame: Frame) -> Layer:
     apical = np.exp(-np.square((depth - height + 1.5) / 1.6))
     tone_e, tone_h = rng.uniform((0.38, 0.1), (0.68, 0.28))
     cell_e, cell_h = float(tone_e) * streak + 0.22 * apical, float(tone_h) * streak
-    glands = frame.seeds(pitch, "glands", 5, jitter=_GLAND_JITTER, corner=0.0)
-    near = np.maximum(np.abs(glands.x), np.abs(glands.y)) < frame.half + pitch
-    glands = glands.take(near)
+    near = np.maximum(np.abs(crypts.seeds.x), np.abs(crypts.seeds.y)) < frame.half + pitch
+    glands = crypts.seeds.take(near)
     mucin, rim = _goblets(frame, glands, pitch, height, float(rng.uniform(0.15, 1.1)))
     cell_e += mucin * (0.10 + 0.1 * ragged - cell_e) + 0.25 * rim
     cell_h += mucin * (float(rng.uniform(0.03, 0.22)) - cell_h) + 0.1 * rim
@@ -108,13 +109,13 @@ def paint_glands(frame: Frame) -> Layer:
     bodies = [columnar(frame, basal, outward, float(rng.uniform(0.85, 1.1)))]
     crowd = scatter(frame, 8.6, "propria cells", keep=float(rng.uniform(0.25, 0.75)))
     bodies = [
-        group.take(_outside(frame, group, pitch)) for group in (*around.bodies, lymphocytes(frame, crowd))
+        group.take(_outside(crypts, group, pitch)) for group in (*around.bodies, lymphocytes(frame, crowd))
     ] + bodies
     return Layer(np.maximum(hematoxylin, 0.01), np.maximum(eosin, 0.01), bodies)
 
 
-def _outside(frame: Frame, group: Shapes, pitch: float) -> NDArray[np.bool_]:
-    at = frame.cells(group.x, group.y, pitch, "glands", 5, jitter=_GLAND_JITTER, corner=0.0)
+def _outside(crypts: Voronoi, group: Shapes, pitch: float) -> NDArray[np.bool_]:
+    at = crypts.at(group.x, group.y)
     outline, reach = _radius(at.dx, at.dy, at.traits, pitch)
     clear: NDArray[np.bool_] = np.minimum(outline - reach, at.edge - 2.2) < -np.minimum(group.a, 3.0)
     return clear
@@ -140,11 +141,11 @@ def paint_tumor(frame: Frame) -> Layer:
     fill = float(rng.uniform(0.5, 1.8))
     slope = 70 / (2 * np.pi)
     holes = float(rng.choice([0.0, 0.35, 0.8], p=[0.35, 0.35, 0.3]))
-    spacing = float(rng.uniform(30, 44))
+    lumina = Voronoi(frame, float(rng.uniform(30, 44)), "lumina", 4, jitter=0.32)
 
     def inside(x: Array, y: Array) -> tuple[Array, Array]:
         """Depth in µm below the border of the nest, and depth into a lumen."""
-        at = frame.cells(x, y, spacing, "lumina", 4, jitter=0.32)
+        at = lumina.at(x, y)
         radius = np.where(at.traits[0] < holes, 3.5 + 7.0 * at.traits[1], -5.0)
         turn = np.arctan2(at.dy, at.dx)
         lobed = radius * (

@@ -21,6 +21,8 @@ _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 # Samples of the noise table per wavelength, and its period in wavelengths.
 _TABLE_STEP, _TABLE_PERIOD = 8, 64
+# Side of the table of independent nodes.
+_NODES = 512
 
 
 def mix(*values: int) -> int:
@@ -62,10 +64,16 @@ def uniforms(key: int, column: NDArray[np.int64], row: NDArray[np.int64], count:
 
 
 @lru_cache(maxsize=1)
+def _nodes() -> Array:
+    """Independent numbers in [-1, 1), one fixed table for every process, float32 [_NODES, _NODES]."""
+    index = np.arange(_NODES)
+    return uniforms(mix(0x0DE5), index[None, :], index[:, None], 1)[0] * 2 - 1
+
+
+@lru_cache(maxsize=1)
 def _table() -> Array:
     """Smooth periodic noise in [-1, 1], one fixed table for every process, flat."""
-    index = np.arange(_TABLE_PERIOD)
-    nodes = uniforms(mix(0x7AB1E), index[None, :], index[:, None], 1)[0] * 2 - 1
+    nodes = _nodes()[:_TABLE_PERIOD, :_TABLE_PERIOD]
     pad = 4
     wide = Image.fromarray(np.pad(nodes, pad, mode="wrap"))
     side = _TABLE_PERIOD * _TABLE_STEP
@@ -116,25 +124,6 @@ class Waves:
             gx += kx * wave
             gy += ky * wave
         return gx * np.float32(self.amplitude), gy * np.float32(self.amplitude)
-
-
-@dataclass(frozen=True)
-class Cells:
-    """A Voronoi diagram sampled at some places (a lattice of jittered seeds, one a cell).
-
-    Attributes:
-        dx: x minus the x of the nearest seed, µm, float32 [S].
-        dy: y minus the y of the nearest seed, µm, float32 [S].
-        edge: Distance to the nearest border between two seeds' territories, µm, float32 [S].
-        border: Direction of that border's normal in radians, float32 [S].
-        traits: Numbers in [0, 1) of the nearest seed, float32 [count, S].
-    """
-
-    dx: Array
-    dy: Array
-    edge: Array
-    border: Array
-    traits: Array
 
 
 @dataclass(frozen=True)
@@ -210,14 +199,16 @@ class Frame:
             return self.full(0.0)
         pad = 3 + int(2 * self.mpp / wavelength)
         first = int(np.floor(-self.half / wavelength)) - pad
+        # The nodes are a cut from one table that repeats after a few hundred wavelengths, further than an eye compares.
         index = np.arange(first, -first + 1)
-        nodes = uniforms(mix(self.key, zlib.crc32(name.encode())), index[None, :], index[:, None], 1)[0]
+        key = mix(self.key, zlib.crc32(name.encode()))
+        row, column = (index + (key & 0xFFFF)) % _NODES, (index + (key >> 16 & 0xFFFF)) % _NODES
+        nodes = _nodes()[row[:, None], column]
         # Pillow puts the center of its first pixel at 0.5.
         low = -self.half / wavelength - first + 0.5
         high = self.half / wavelength - first + 0.5
-        picture = Image.fromarray(nodes * np.float32(2) - np.float32(1))
         shape = (self.size, self.size)
-        drawn = picture.resize(shape, Image.Resampling.BICUBIC, box=(low, low, high, high))
+        drawn = Image.fromarray(nodes).resize(shape, Image.Resampling.BICUBIC, box=(low, low, high, high))
         return np.asarray(drawn, dtype=np.float32)
 
     def streaks(self, along: Array, across: Array, length: float, width: float, name: str) -> Array:
@@ -262,7 +253,8 @@ class Frame:
         columns = np.stack([number * np.cos(turn), number * np.sin(turn), phase]).astype(np.float32)
         return Waves(columns[0], columns[1], columns[2], float(np.sqrt(2 / count)))
 
-    def _lattice(self, pitch: float, reach: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def lattice(self, pitch: float, reach: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Columns [1, n] and rows [n, 1] of the square cells that cover the window and `reach` µm around it."""
         last = int(np.ceil((self.half + reach) / pitch)) + 1
         index = np.arange(-last, last + 1)
         return index[None, :], index[:, None]
@@ -279,64 +271,9 @@ class Frame:
         """
         pitch = pitch * self.lod
         # Rows are closer than columns, so it takes more of them.
-        column, row = self._lattice(0.87 * pitch, reach)
+        column, row = self.lattice(0.87 * pitch, reach)
         traits = uniforms(mix(self.key, zlib.crc32(name.encode())), column, row, count + 2)
         x = (column + 0.5 * (row % 2) + jitter * (2 * traits[0] - 1)) * pitch
         y = (row + jitter * (2 * traits[1] - 1)) * pitch * 0.87
         inside = (np.abs(x) < self.half + reach) & (np.abs(y) < self.half + reach)
         return Points(x[inside].astype(np.float32), y[inside].astype(np.float32), traits[2:, inside])
-
-    def cells(
-        self, x: Array, y: Array, pitch: float, name: str, count: int, *, jitter: float = 0.35, corner: float = 0.5
-    ) -> Cells:
-        """The Voronoi diagram of jittered seeds (cellular noise, Worley 1996) at the places x, y.
-
-        Args:
-            x: µm, any shape that broadcasts with `y` to S; must lie within 80 µm of the window.
-            y: µm.
-            pitch: Spacing of the seeds in µm.
-            name: Which diagram.
-            count: Random traits a seed.
-            jitter: Largest move of a seed along each axis, in pitches (at most 0.5).
-            corner: 0 puts a seed near the middle of the window, 0.5 a place where four territories meet.
-        """
-        seed_x, seed_y, traits, (shift_x, shift_y, first) = self._seeds(pitch, name, count, jitter, corner)
-        width = seed_x.shape[1]
-        x, y = np.broadcast_arrays(x, y)
-        home = (np.floor(y / pitch - shift_y).astype(np.int32) - first) * width
-        home += np.floor(x / pitch - shift_x).astype(np.int32) - first
-        flat_x, flat_y = seed_x.ravel(), seed_y.ravel()
-        near = np.full(x.shape, np.inf, np.float32)
-        next_ = near.copy()
-        who, who_next = home.copy(), home.copy()
-        for step in [r * width + c for r in (-1, 0, 1) for c in (-1, 0, 1)]:
-            index = home + step
-            far = np.square(x - flat_x.take(index)) + np.square(y - flat_y.take(index))
-            closer = far < near
-            between = ~closer & (far < next_)
-            next_ = np.where(closer, near, np.where(between, far, next_))
-            who_next = np.where(closer, who, np.where(between, index, who_next))
-            near = np.where(closer, far, near)
-            who = np.where(closer, index, who)
-        gap_x, gap_y = flat_x[who_next] - flat_x[who], flat_y[who_next] - flat_y[who]
-        edge = (next_ - near) / (2 * np.sqrt(gap_x * gap_x + gap_y * gap_y) + 1e-6)
-        picked = traits.reshape(count, -1)[:, who]
-        return Cells(x - flat_x[who], y - flat_y[who], edge, np.arctan2(gap_y, gap_x), picked)
-
-    def seeds(self, pitch: float, name: str, count: int, *, jitter: float = 0.35, corner: float = 0.5) -> Points:
-        """The seeds of `cells` as places, those just outside the window too."""
-        x, y, traits, _ = self._seeds(pitch, name, count, jitter, corner)
-        return Points(x.ravel(), y.ravel(), traits.reshape(count, -1))
-
-    def _seeds(
-        self, pitch: float, name: str, count: int, jitter: float, corner: float
-    ) -> tuple[Array, Array, Array, tuple[float, float, int]]:
-        column, row = self._lattice(pitch, pitch + 80)
-        key = mix(self.key, zlib.crc32(name.encode()))
-        traits = uniforms(key, column, row, count + 2)
-        # A cell of the lattice begins at its seed's mean place less half a pitch.
-        shift_x = corner - 0.5 + 0.6 * ((key & 0xFFFF) / 0xFFFF - 0.5)
-        shift_y = corner - 0.5 + 0.6 * ((key >> 16 & 0xFFFF) / 0xFFFF - 0.5)
-        x = ((column + 0.5 + shift_x + jitter * (2 * traits[0] - 1)) * pitch).astype(np.float32)
-        y = ((row + 0.5 + shift_y + jitter * (2 * traits[1] - 1)) * pitch).astype(np.float32)
-        return x, y, traits[2:], (shift_x, shift_y, int(column[0, 0]))

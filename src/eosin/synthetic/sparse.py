@@ -9,6 +9,7 @@ from eosin.synthetic.frame import Array, Frame, Points
 from eosin.synthetic.layer import Layer
 from eosin.synthetic.nuclei import lymphocytes, scatter, spindles
 from eosin.synthetic.shapes import coverage, shapes
+from eosin.synthetic.voronoi import Voronoi
 
 
 def paint_adipose(frame: Frame) -> Layer:
@@ -18,7 +19,8 @@ def paint_adipose(frame: Frame) -> Layer:
     warp_x, warp_y = frame.waves(45, "warp x", 3), frame.waves(45, "warp y", 3)
     bow = float(rng.uniform(1.5, 4.0))
     x, y = frame.x, frame.y
-    cells = frame.cells(x + bow * warp_x(x, y), y + bow * warp_y(x, y), pitch, "adipocytes", 2, jitter=0.36)
+    adipocytes = Voronoi(frame, pitch, "adipocytes", 1, jitter=0.36)
+    cells = adipocytes.at(x + bow * warp_x(x, y), y + bow * warp_y(x, y))
     frayed = frame.noise(9, "fray")
     thick = float(rng.uniform(0.25, 0.8)) * (1 + 0.8 * frayed) + np.float32(rng.uniform(0.4, 2.2)) * np.clip(
         frame.noise(48, "septa"), 0, 1
@@ -35,23 +37,17 @@ def paint_adipose(frame: Frame) -> Layer:
     eosin = haze + wall * tone * float(rng.uniform(0.5, 0.95)) + ghost * np.clip(0.7 * frayed, 0, 0.35) + sheet
     hematoxylin = 0.5 * haze + wall * (0.20 + 0.12 * frayed) + 0.25 * sheet
     places = scatter(frame, 13, "adipocyte nuclei", keep=0.22)
-    near = frame.cells(
-        places.x + bow * warp_x(places.x, places.y),
-        places.y + bow * warp_y(places.x, places.y),
-        pitch,
-        "adipocytes",
-        2,
-        jitter=0.36,
-    )
+    near = adipocytes.at(places.x + bow * warp_x(places.x, places.y), places.y + bow * warp_y(places.x, places.y))
+    outward = np.arctan2(near.gap_y, near.gap_x)
     close = near.edge < 3.5
     places = places.take(close)
     # Onto the membrane, with their length along it.
     moved = Points(
-        places.x + near.edge[close] * np.cos(near.border[close]),
-        places.y + near.edge[close] * np.sin(near.border[close]),
+        places.x + near.edge[close] * np.cos(outward[close]),
+        places.y + near.edge[close] * np.sin(outward[close]),
         places.traits,
     )
-    bodies = [spindles(frame, moved, near.border[close] + np.float32(np.pi / 2), 0.85)]
+    bodies = [spindles(frame, moved, outward[close] + np.float32(np.pi / 2), 0.85)]
     return Layer(np.maximum(hematoxylin, 0.01), np.maximum(eosin, 0.01), bodies)
 
 
