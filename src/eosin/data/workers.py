@@ -90,22 +90,25 @@ class _Guarded(Dataset[Any]):
 
 
 def _start(dataset: Dataset[Any], keys: Iterable[Any], workers: int) -> Iterator[Any]:
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        sampler=keys,
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        prefetch_factor=2,
-        worker_init_fn=_prepare_worker,
-        # Forked workers share the columns of the source with this process; a million names are not sent to each.
-        multiprocessing_context="fork" if sys.platform == "linux" else None,
-        # The workers' base seed, which nothing here uses, would otherwise be drawn from the global generator, and the
-        # number of workers would change every later draw.
-        generator=torch.Generator(),
-    )
     with _interrupts_held_back(), _child_handler_kept(), warnings.catch_warnings():
+        # Forking with threads alive is sound here: the workers touch none of the parent's locks. More workers than
+        # cores is the caller's choice.
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            sampler=keys,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            prefetch_factor=2,
+            worker_init_fn=_prepare_worker,
+            # Forked workers share the columns of the source with this process; a million names are not sent to each.
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
+            # The workers' base seed, which nothing here uses, would otherwise be drawn from the global generator, and
+            # the number of workers would change every later draw.
+            generator=torch.Generator(),
+        )
         return iter(loader)
 
 

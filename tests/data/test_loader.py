@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eosin.core.draws import permuted, stream_seed
+from eosin.core.errors import EosinError
+from eosin.data import (
+    Batch,
+    Quarantine,
+    Tiles,
+    TrainingLoader,
+    default_workers,
+    iterate_tiles,
+    load_square,
+    open_tiles,
+    pack,
+    tiles_at,
+)
+from eosin.data.workers import read_ahead
+
+Folder = Callable[..., Path]
+
+
+def loader(tiles: Tiles, **options: object) -> TrainingLoader:
+    defaults = {"size": 16, "batch_size": 4, "seed": 3, "steps": 6, "quarantine": Quarantine(None)}
+    return TrainingLoader(tiles, **(defaults | options))
+
+
+def same(first: list[Batch], second: list[Batch]) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert (one.step, one.micro) == (other.step, other.micro)
+        np.testing.assert_array_equal(one.indices, other.indices)
+        np.testing.assert_array_equal(one.positions, other.positions)
+        assert torch.equal(one.images, other.images)
+
+
+@given(st.integers(1, 200), st.integers(0, 2**63 - 1), st.integers(0, 5))
+def test_each_pass_shows_each_tile_once(count: int, seed: int, number: int) -> None:
+    shown = tiles_at(np.arange(count) + number * count, count, seed)
+    assert sorted(shown) == list(range(count))
+    np.testing.assert_array_equal(shown, permuted(np.arange(count), count, stream_seed(seed, "order", number)))
+
+
+@given(st.integers(2, 60), st.integers(0, 99), st.lists(st.integers(0, 500), min_size=1, max_size=40))
+def test_the_order_is_a_pure_function_of_the_sample(count: int, seed: int, samples: list[int]) -> None:
+    together = tiles_at(samples, count, seed)
+    assert list(together) == [int(tiles_at(sample, count, seed)) for sample in samples]
+
+
+def test_passes_and_seeds_have_their_own_orders() -> None:
+    orders = [tuple(tiles_at(np.arange(50) + 50 * number, 50, seed)) for number in range(3) for seed in range(3)]
+    assert len(set(orders)) == len(orders)
+
+
+def test_batches_hold_the_pixels_of_their_tiles(folder: Folder) -> None:
+    tiles = open_tiles(folder(10))
+    batches = list(loader(tiles))
+    assert len(batches) == len(loader(tiles)) == 6
+    for step, batch in enumerate(batches):
+        assert batch.step == step
+        assert batch.images.shape == (4, 3, 16, 16)
+        assert batch.images.dtype == torch.uint8
+        assert batch.images.is_contiguous()
+        np.testing.assert_array_equal(batch.positions, range(4))
+        np.testing.assert_array_equal(batch.indices, tiles_at(np.arange(4) + 4 * step, 10, 3))
+        for image, index in zip(batch.images, batch.indices, strict=True):
+            np.testing.assert_array_equal(image, load_square(tiles, index, 16))
+    # 24 images of 10 tiles: two whole passes, batches straddling them, nothing dropped.
+    shown = np.concatenate([batch.indices for batch in batches])
+    assert sorted(shown[:10]) == sorted(shown[10:20]) == list(range(10))
+
+
+@pytest.mark.parametrize("kind", ["folder", "store"])
+def test_workers_change_nothing(folder: Folder, tmp_path: Path, kind: str) -> None:
+    source = folder(11)
+    if kind == "store":
+        pack([str(source)], tmp_path / "store")
+        source = tmp_path / "store"
+    tiles = open_tiles(source)
+    alone = list(loader(tiles))
+    for workers in (1, 2, 3):
+        same(alone, list(loader(tiles, workers=workers)))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 7), st.integers(1, 11), st.integers(1, 3))
+def test_resuming_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, start: int, batch_size: int, accumulate: int
+) -> None:
+    tiles = small_source(tmp_path_factory)
+    options = {"batch_size": max(1, batch_size // accumulate), "accumulate": accumulate}
+    whole = list(loader(tiles, **options))
+    same(whole[start * accumulate :], list(loader(tiles, start_step=start, **options)))
+
+
+_SOURCES: dict[str, Tiles] = {}
+
+
+def small_source(factory: pytest.TempPathFactory) -> Tiles:
+    if "small" not in _SOURCES:
+        root = factory.mktemp("small")
+        for number in range(11):
+            pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            from PIL import Image
+
+            Image.fromarray(pixels).save(root / f"{number:02d}.png")
+        _SOURCES["small"] = open_tiles(root)
+    return _SOURCES["small"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 2))
+def test_processes_and_parts_make_up_the_same_global_batch(
+    tmp_path_factory: pytest.TempPathFactory, batch_size: int, world: int, accumulate: int
+) -> None:
+    tiles = small_source(tmp_path_factory)
+    total = batch_size * world * accumulate
+    if total > len(tiles):
+        return
+    whole = list(loader(tiles, batch_size=total))
+    parts = [
+        list(loader(tiles, batch_size=batch_size, rank=rank, world=world, accumulate=accumulate))
+        for rank in range(world)
+    ]
+    for step, batch in enumerate(whole):
+        ordered = [parts[rank][step * accumulate + micro] for micro in range(accumulate) for rank in range(world)]
+        assert {part.step for part in ordered} == {step}
+        assert [part.micro for part in ordered] == [micro for micro in range(accumulate) for _ in range(world)]
+        np.testing.assert_array_equal(np.concatenate([part.positions for part in ordered]), batch.positions)
+        np.testing.assert_array_equal(np.concatenate([part.indices for part in ordered]), batch.indices)
+        assert torch.equal(torch.cat([part.images for part in ordered]), batch.images)
+
+
+def test_a_batch_larger_than_the_data_is_refused(folder: Folder) -> None:
+    tiles = open_tiles(folder(10))
+    loader(tiles, batch_size=10)
+    with pytest.raises(EosinError, match=r"a batch of 11 is larger than the 10 tiles; use a batch size of at most 10$"):
+        loader(tiles, batch_size=11)
+    with pytest.raises(EosinError, match=r"a batch of 12 .* at most 2 a process \(× 4\)"):
+        loader(tiles, batch_size=3, world=2, accumulate=2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loading_leaves_the_global_generator_alone(folder: Folder, workers: int) -> None:
+    tiles = open_tiles(folder(6))
+    before = torch.get_rng_state()
+    list(loader(tiles, workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def damaged(folder: Folder) -> Path:
+    """Ten tiles of which 002 and 007 cannot be read."""
+    root = folder(10)
+    (root / "002.png").write_bytes((root / "002.png").read_bytes()[:60])
+    (root / "007.png").write_text("a text file")
+    return root
+
+
+def test_an_unreadable_tile_is_replaced_by_the_next_of_the_order(damaged: Path, tmp_path: Path) -> None:
+    tiles = open_tiles(damaged)
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl", limit=0.2)
+    batches = list(loader(tiles, batch_size=5, quarantine=quarantine))
+    shown = np.concatenate([batch.indices for batch in batches])
+    expected = []
+    for sample in range(30):
+        start = sample - sample % 10
+        followers = [int(tiles_at(start + (sample + ahead) % 10, 10, 3)) for ahead in range(10)]
+        expected.append(next(tile for tile in followers if tile not in (2, 7)))
+    assert list(shown) == expected
+    for batch in batches:
+        for image, index in zip(batch.images, batch.indices, strict=True):
+            np.testing.assert_array_equal(image, load_square(tiles, index, 16))
+    assert sorted(quarantine.names) == ["002.png", "007.png"]
+    assert quarantine.reason("007.png") == "not an image of a known format"
+    assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 2
+    for workers in (1, 2):
+        other = Quarantine(None, limit=0.2)
+        same(batches, list(loader(tiles, batch_size=5, workers=workers, quarantine=other)))
+        assert sorted(other.names) == sorted(quarantine.names)
+    same(batches[4:], list(loader(tiles, batch_size=5, start_step=4, quarantine=Quarantine(None, limit=0.2))))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_unreadable_tiles_stop_the_run(damaged: Path, workers: int) -> None:
+    tiles = open_tiles(damaged)
+    with pytest.raises(EosinError, match=r"of 10 tiles are unreadable, more than the limit of 0\.1") as caught:
+        list(loader(tiles, workers=workers, quarantine=Quarantine(None, limit=0.1)))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(EosinError, match="more than the limit"):
+        list(iterate_tiles(tiles, size=16, batch_size=3, workers=workers, quarantine=Quarantine(None)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_source_that_went_away_stops_the_run(folder: Folder, workers: int) -> None:
+    root = folder(10)
+    tiles = open_tiles(root)
+    for path in root.iterdir():
+        path.unlink()
+    with pytest.raises(EosinError, match="10 tiles in a row are unreadable.*No such file") as caught:
+        list(loader(tiles, workers=workers, quarantine=Quarantine(None, limit=1)))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_every_readable_tile_in_order(damaged: Path) -> None:
+    tiles = open_tiles(damaged)
+    readable = [0, 1, 3, 4, 5, 6, 8, 9]
+    for workers in (0, 2):
+        for batch_size in (1, 3, 10, 64):
+            quarantine = Quarantine(None, limit=0.2)
+            batches = list(iterate_tiles(tiles, size=16, batch_size=batch_size, workers=workers, quarantine=quarantine))
+            rows = np.concatenate([rows for _, rows in batches])
+            images = torch.cat([images for images, _ in batches])
+            assert list(rows) == readable
+            assert all(len(rows) for _, rows in batches)
+            for image, row in zip(images, readable, strict=True):
+                np.testing.assert_array_equal(image, load_square(tiles, row, 16))
+            assert quarantine.names == ["002.png", "007.png"]
+
+
+def test_default_workers_follow_the_cores_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, processes, expected in [(1, 1, 0), (2, 1, 2), (64, 1, 16), (64, 8, 8), (4, 4, 0)]:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert default_workers() == expected
+
+
+def echo_slowly(key: int) -> int:
+    time.sleep(0.05)
+    return key
+
+
+def test_reading_ahead_keeps_the_order() -> None:
+    assert list(read_ahead(echo_slowly, range(7), 3)) == list(range(7))
+    assert list(read_ahead(echo_slowly, [], 3)) == []
+
+
+def test_a_killed_worker_is_an_error_that_says_so() -> None:
+    items = read_ahead(echo_slowly, range(1000), 2)
+    next(items)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(EosinError, match="a loading process was killed.*use fewer workers or a smaller batch"):
+        list(items)
+
+
+def test_leaving_early_ends_the_workers() -> None:
+    items = read_ahead(echo_slowly, range(1000), 2)
+    next(items)
+    assert len(multiprocessing.active_children()) == 2
+    items.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_ctrl_c_is_seen_by_the_main_process_alone() -> None:
+    script = textwrap.dedent(
+        """
+        import time
+        from eosin.data.workers import read_ahead
+        def slow(key):
+            time.sleep(0.01)
+            return key
+        try:
+            for item in read_ahead(slow, range(100000), 2):
+                if item == 5:
+                    print("ready", flush=True)
+        except KeyboardInterrupt:
+            print("stopped", flush=True)
+        """
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert output == "stopped\n"
+    assert errors == ""
+    assert process.returncode == 0
