@@ -1,0 +1,238 @@
+"""One cell of a benchmark: its key, its labels, its probe, its two files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from eosin.benchmark.config import run_directory
+from eosin.benchmark.record import Record, identity
+from eosin.core.console import warn
+from eosin.core.draws import stream_seed
+from eosin.core.files import atomic_file, short_hash
+from eosin.encoders import Encoder
+from eosin.evaluate import PROTOCOLS, ProbeData, evaluate
+from eosin.synthetic.collection import NOTICE
+from eosin.tasks import Task
+
+__all__ = ["CELLS", "OpenTask", "Subject", "cell_key", "load_cells", "open_subject", "run_cell", "subset", "utc_now"]
+
+CELLS = "cells"
+
+# Raised when the same inputs would give another record: the drawing of label subsets, or what a key covers.
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class OpenTask:
+    """A task ready to be scored on.
+
+    Attributes:
+        spec: As the user wrote it.
+        task: Its images, labels and split.
+        content: Hash of everything in it that a result depends on.
+        synthetic: Whether its images are procedural.
+    """
+
+    spec: str
+    task: Task
+    content: str
+    synthetic: bool
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An encoder under test.
+
+    Attributes:
+        name: Shown in results.
+        spec: With the seed filled in.
+        encoder: The network.
+        fingerprint: Of its weights and pixel contract.
+        run: The pre-training run it came from.
+    """
+
+    name: str
+    spec: str
+    encoder: Encoder
+    fingerprint: str
+    run: Path | None
+
+
+def open_subject(name: str, spec: str, encoder: Encoder) -> Subject:
+    """Gather what records say about an encoder."""
+    return Subject(name, spec, encoder, encoder.fingerprint(), run_directory(spec))
+
+
+def task_content(task: Task) -> str:
+    """Return 16 hexadecimal digits over tiles, labels, groups, split and version of a task."""
+    digest = hashlib.sha256(np.ascontiguousarray(task.labels).tobytes())
+    for rows in (task.train, task.val, task.test):
+        digest.update(np.ascontiguousarray(rows).tobytes() + b"/")
+    groups = [] if task.groups is None else task.groups.tolist()
+    digest.update(json.dumps([groups, task.grouping]).encode())
+    return short_hash(task.tiles.content_hash(), task.classes, task.version, digest.hexdigest())
+
+
+def is_synthetic(task: Task) -> bool:
+    """Tell whether a task's images are procedural: by the task, or by the notice that drawn tiles carry."""
+    return task.synthetic or NOTICE.encode() in task.tiles.read(int(task.test[0]))[:2048]
+
+
+def cell_key(subject: Subject, opened: OpenTask, protocol: str, fraction: float, seed: int) -> str:
+    """Return 16 hexadecimal digits over everything that determines a cell's result, and the encoder's shown name."""
+    version = PROTOCOLS[protocol].version
+    return short_hash(
+        _VERSION, subject.name, subject.fingerprint, opened.task.name, opened.content, protocol, version, fraction, seed
+    )
+
+
+def subset(
+    labels: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], fraction: float, seed: int, split: str
+) -> npt.NDArray[np.int64]:
+    """Keep a share of labelled rows, class by class, at least one of each class.
+
+    A smaller fraction's rows are among those of a larger one, under one seed.
+
+    Args:
+        labels: int64 [N], class indices.
+        rows: int64 [n], rows of a split.
+        fraction: In (0, 1].
+        seed: Which rows.
+        split: Name of the split, so that splits are drawn independently.
+
+    Returns:
+        int64, rows in their order.
+    """
+    if fraction == 1.0:
+        return rows
+    generator = np.random.default_rng(stream_seed(seed, "label subset", split))
+    kept = []
+    for label in np.unique(labels[rows]):
+        members = generator.permutation(rows[labels[rows] == label])
+        kept.append(members[: max(1, round(fraction * len(members)))])
+    chosen = np.concatenate(kept)
+    return rows[np.isin(rows, chosen)]
+
+
+def run_cell(
+    out: Path,
+    subject: Subject,
+    opened: OpenTask,
+    data: ProbeData,
+    *,
+    key: str,
+    protocol: str,
+    fraction: float,
+    seed: int,
+    about: dict[str, Any],
+    started: float,
+) -> Record:
+    """Compute a cell and write its predictions and its record, each whole or not at all.
+
+    Args:
+        out: The benchmark directory, with `cells/` and `predictions/`.
+        subject: The encoder.
+        opened: The task.
+        data: The task's features.
+        key: Of the cell.
+        protocol: Name of the protocol.
+        fraction: Share of labels.
+        seed: The seed.
+        about: The record's `command` and `libraries`.
+        started: `time.perf_counter()` at the start of the work that belongs to this cell.
+
+    Raises:
+        EosinError: If the protocol cannot be run on these splits, or the disk is full.
+    """
+    task, card = opened.task, subject.encoder.card
+    part = replace(
+        data,
+        train=subset(data.labels, data.train, fraction, seed, "train"),
+        val=subset(data.labels, data.val, fraction, seed, "val"),
+    )
+    result = evaluate(part, protocol, seed=seed)
+    groups = result.predicted.names if result.predicted.groups is None else result.predicted.groups
+    predictions = f"predictions/{key}.parquet"
+    with atomic_file(out / predictions) as file:
+        pq.write_table(result.table(), file)
+    record: Record = {
+        "key": key,
+        "encoder": subject.name,
+        "spec": subject.spec,
+        "architecture": card.architecture,
+        "fingerprint": subject.fingerprint,
+        "normalization": {"mean": list(card.mean), "std": list(card.std), "size": card.size},
+        "run": None if subject.run is None else str(subject.run),
+        "task": task.name,
+        "task_spec": opened.spec,
+        "task_version": task.version,
+        "task_hash": opened.content,
+        "split_hash": task.split_hash,
+        "split_source": task.split_source,
+        "classes": list(task.classes),
+        "grouping": task.grouping,
+        "notes": list(task.notes),
+        "n_train": result.n_train,
+        "n_val": result.n_val,
+        "n_test": result.n_test,
+        "n_groups": len(np.unique(np.asarray(groups).astype(str))),
+        "n_unreadable": result.dropped,
+        "protocol": protocol,
+        "protocol_version": PROTOCOLS[protocol].version,
+        "fraction": fraction,
+        "seed": seed,
+        "chosen": result.chosen,
+        "metrics": cast(Any, result.metrics),
+        "higher_is_better": task.higher_is_better,
+        "synthetic": opened.synthetic,
+        "predictions": predictions,
+        "map": None,
+        "libraries": about["libraries"],
+        "seconds": round(time.perf_counter() - started, 3),
+        "command": about["command"],
+        "created": utc_now(),
+    }
+    with atomic_file(out / CELLS / f"{key}.json", "w") as file:
+        json.dump(record, file, ensure_ascii=False, indent=1)
+    return record
+
+
+def utc_now() -> str:
+    """Return the time in ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def load_cells(out: Path) -> dict[str, Record]:
+    """Read the cells that are done: key to record. A damaged cell, or one whose predictions are gone, is not done."""
+    cells: dict[str, Record] = {}
+    for path in sorted((out / CELLS).glob("*.json")):
+        try:
+            record = cast(Record, json.loads(path.read_text(encoding="utf-8")))
+            identity(record)
+            whole = (out / record["predictions"]).is_file() and record["key"] == path.stem and record["created"]
+        except (OSError, ValueError, KeyError, TypeError):
+            whole = False
+        if whole:
+            cells[path.stem] = record
+        else:
+            warn(f"{path}: damaged or without its predictions; computing this cell again")
+    return cells
+
+
+def newest(records: Sequence[Record]) -> list[Record]:
+    """Keep, of records about one thing, the one made last."""
+    latest: dict[Any, Record] = {}
+    for record in sorted(records, key=lambda record: record["created"]):
+        latest[identity(record)] = record
+    return list(latest.values())

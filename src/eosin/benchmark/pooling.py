@@ -1,0 +1,236 @@
+"""Cells that differ in their seed only, taken together: the leaderboard's lines and the paired tests."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eosin.benchmark.record import Comparison, Estimate, Record, Standing, read_leaderboard
+from eosin.core.draws import stream_seed
+from eosin.core.errors import EosinError
+from eosin.evaluate.metrics import METRICS, Scored, prepare
+from eosin.evaluate.statistics import Predicted, holm, paired_test
+
+__all__ = ["compare", "leaderboard", "load_predictions", "pool"]
+
+_RESAMPLES = 1000
+
+Cell = tuple[str, str, str, float]
+"""Encoder, task, protocol, fraction."""
+
+
+def load_predictions(out: Path, record: Record) -> Predicted:
+    """Read a cell's per-image predictions.
+
+    Args:
+        out: The benchmark directory.
+        record: The cell's record.
+
+    Returns:
+        Names, truth as indices into ``record["classes"]``, probabilities [n, C] and groups.
+
+    Raises:
+        EosinError: If the file is missing, damaged, or does not fit the record.
+    """
+    path = out / record["predictions"]
+    classes = record["classes"]
+    try:
+        table = pq.read_table(path)
+        number = {name: index for index, name in enumerate(classes)}
+        truth = np.array([number[value] for value in table["truth"].to_pylist()], dtype=np.int64)
+        probabilities = np.stack([table[f"p_{name}"].to_numpy() for name in classes], axis=1)
+        names, groups = table["name"].to_pylist(), table["group"].to_pylist()
+    except FileNotFoundError:
+        raise EosinError(f"{path}: not found; run the benchmark again") from None
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise EosinError(f"{path}: unreadable ({reason}); remove it and run the benchmark again") from None
+    return Predicted(names, truth, probabilities, None if record["grouping"] == "image" else groups)
+
+
+def leaderboard(out: Path, records: Sequence[Record]) -> list[Standing]:
+    """Return the leaderboard's lines, taking those whose cells are unchanged from OUT/leaderboard.jsonl.
+
+    Args:
+        out: The benchmark directory.
+        records: All records, in the order in which lines shall stand.
+
+    Returns:
+        One line per encoder, task, protocol and fraction.
+    """
+    known = {tuple(line["cells"]): line for line in read_leaderboard(out)}
+    lines = []
+    for cell, group in _by_cell(records).items():
+        group.sort(key=lambda record: record["seed"])
+        stored = known.get(tuple(str(record.get("key", "")) for record in group))
+        if stored is not None and (stored["encoder"], stored["task"], stored["protocol"], stored["fraction"]) == cell:
+            lines.append(stored)
+        else:
+            lines.append(pool(out, group))
+    return lines
+
+
+def _by_cell(records: Sequence[Record]) -> dict[Cell, list[Record]]:
+    cells: dict[Cell, list[Record]] = defaultdict(list)
+    for record in records:
+        cells[record["encoder"], record["task"], record["protocol"], float(record["fraction"])].append(record)
+    return cells
+
+
+def pool(out: Path, records: Sequence[Record]) -> Standing:
+    """Average cells over their seeds.
+
+    The interval is over test images (or patients, or slides): each resample draws them once for all seeds and
+    averages the seeds' values, so one image met in three seeds counts as one image, not three. It does not cover the
+    spread from seed to seed; that is given beside it as a standard deviation.
+
+    Args:
+        out: The benchmark directory.
+        records: Cells of one encoder, task, protocol and fraction, one per seed.
+    """
+    first = records[0]
+    metrics: dict[str, Estimate] = dict(first["metrics"])
+    if len(records) > 1:
+        intervals = _pooled_intervals(out, records)
+        for name in metrics:
+            values = [r["metrics"][name]["value"] for r in records if name in r["metrics"]]
+            defined = [value for value in values if value is not None]
+            low, high = intervals.get(name, (None, None))
+            entry: Estimate = {"value": float(np.mean(defined)) if defined else None, "low": low, "high": high}
+            if len(defined) > 1:
+                entry["sd"] = float(np.std(defined, ddof=1))
+            metrics[name] = entry
+    return {
+        "encoder": first["encoder"],
+        "task": first["task"],
+        "protocol": first["protocol"],
+        "fraction": float(first["fraction"]),
+        "seeds": [record["seed"] for record in records],
+        "metrics": metrics,
+        "cells": [str(record.get("key", "")) for record in records],
+    }
+
+
+def _pooled_intervals(out: Path, records: Sequence[Record]) -> dict[str, tuple[float | None, float | None]]:
+    try:
+        seeds = [load_predictions(out, record) for record in records]
+    except EosinError:
+        return {}
+    scored = [prepare(seed.truth, seed.probabilities) for seed in seeds]
+    labels = [np.asarray(s.names if s.groups is None else s.groups).astype(str) for s in seeds]
+    unique, units = np.unique(np.concatenate(labels), return_inverse=True)
+    if len(unique) < 2:
+        return {}
+    rows = np.split(units, np.cumsum([len(part) for part in labels])[:-1])
+    draws: dict[str, list[npt.NDArray[np.float64]]] = defaultdict(list)
+    for weights in _weight_blocks(len(unique), sum(map(len, rows))):
+        for name in METRICS:
+            draws[name].append(_mean_over_seeds(name, scored, rows, weights))
+    return {name: _percentiles(np.concatenate(blocks)) for name, blocks in draws.items()}
+
+
+def _weight_blocks(units: int, images: int) -> Iterator[npt.NDArray[np.float64]]:
+    """Yield blocks [r, units] of how often each unit was drawn, some 32 MiB of image weights each."""
+    generator = np.random.default_rng(stream_seed(0, "pooled bootstrap"))
+    block = max(1, (1 << 22) // max(units, images))
+    for start in range(0, _RESAMPLES, block):
+        size = min(block, _RESAMPLES - start)
+        yield generator.multinomial(units, np.full(units, 1.0 / units), size=size).astype(np.float64)
+
+
+def _mean_over_seeds(
+    metric: str, scored: list[Scored], rows: list[npt.NDArray[np.int64]], weights: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):
+        values = [METRICS[metric].compute(s, weights[:, r]) for s, r in zip(scored, rows, strict=True)]
+    return np.asarray(np.mean(values, axis=0))
+
+
+def _percentiles(values: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return None, None
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def compare(out: Path, records: Sequence[Record], metric: str, known: Sequence[Comparison]) -> list[Comparison]:
+    """Test every pair of encoders on the test images they share, per task, protocol and fraction.
+
+    All pairs are tested, rather than each against the best, because the best is itself picked on these images; Holm's
+    correction then covers every pair of a task, protocol and fraction.
+
+    Args:
+        out: The benchmark directory.
+        records: All records.
+        metric: Name of the metric to compare.
+        known: Earlier comparisons; those of unchanged cells are taken over.
+
+    Returns:
+        Comparisons of the encoders with at least one seed in common and the same split in it.
+    """
+    stored = {(c["metric"], *c["cells"]): c for c in known}
+    cells = _by_cell(records)
+    found: list[Comparison] = []
+    for _, family in _families(cells).items():
+        tests = [t for a, b in combinations(family, 2) if (t := _compare_pair(out, cells[a], cells[b], metric, stored))]
+        for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
+            test["p_holm"] = float(p)
+        found.extend(tests)
+    return found
+
+
+def _families(cells: dict[Cell, list[Record]]) -> dict[tuple[str, str, float], list[Cell]]:
+    families: dict[tuple[str, str, float], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        families[cell[1:]].append(cell)
+    return families
+
+
+def _compare_pair(
+    out: Path, first: list[Record], second: list[Record], metric: str, stored: dict[Any, Comparison]
+) -> Comparison | None:
+    others = {record["seed"]: record for record in second}
+    pairs = [
+        (record, others[record["seed"]])
+        for record in sorted(first, key=lambda record: record["seed"])
+        if record["seed"] in others and others[record["seed"]]["task_hash"] == record["task_hash"]
+    ]
+    if not pairs:
+        return None
+    cells = [record["key"] for pair in pairs for record in pair]
+    if (metric, *cells) in stored:
+        return stored[metric, *cells].copy()
+    one, two = pairs[0]
+    try:
+        test = paired_test(
+            [load_predictions(out, a) for a, _ in pairs], [load_predictions(out, b) for _, b in pairs], metric
+        )
+    except EosinError:
+        # Undefined (one class), or quarantined tiles differ: the pair has no test, and the page says so.
+        return None
+    return {
+        "task": one["task"],
+        "protocol": one["protocol"],
+        "fraction": float(one["fraction"]),
+        "metric": metric,
+        "encoder": one["encoder"],
+        "reference": two["encoder"],
+        "difference": test.difference,
+        "low": test.low,
+        "high": test.high,
+        "p": test.p,
+        "p_holm": test.p,
+        "seeds": [record["seed"] for record, _ in pairs],
+        "n_groups": test.groups,
+        "grouping": one["grouping"],
+        "cells": cells,
+    }

@@ -1,0 +1,280 @@
+"""What a benchmark writes down: the typed records of results.jsonl, comparisons.jsonl and failures.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict, cast
+
+from eosin.core.errors import EosinError
+from eosin.core.files import read_json_lines
+
+__all__ = [
+    "COMPARISONS",
+    "FAILURES",
+    "LEADERBOARD",
+    "RESULTS",
+    "Comparison",
+    "Estimate",
+    "Failure",
+    "Identity",
+    "Normalization",
+    "Record",
+    "Standing",
+    "identity",
+    "read_comparisons",
+    "read_failures",
+    "read_leaderboard",
+    "read_results",
+]
+
+RESULTS = "results.jsonl"
+LEADERBOARD = "leaderboard.jsonl"
+COMPARISONS = "comparisons.jsonl"
+FAILURES = "failures.jsonl"
+
+Identity = tuple[str, str, str, float, int]
+"""Encoder, task, protocol, fraction and seed: what a record is about, whatever produced it."""
+
+
+class Estimate(TypedDict):
+    """A metric on the test images."""
+
+    value: float | None
+    """The metric, on all test images; None where it is undefined."""
+    low: float | None
+    """Lower end of the 95 % bootstrap interval; None where none can be formed."""
+    high: float | None
+    """Upper end of the 95 % bootstrap interval."""
+    reason: NotRequired[str]
+    """Why a value or an interval is None."""
+    sd: NotRequired[float]
+    """Standard deviation over the seeds (n - 1 in the denominator), in pooled estimates of several seeds."""
+
+
+class Normalization(TypedDict):
+    """How pixels were prepared for the encoder."""
+
+    mean: list[float]
+    """Per channel, in 0..1."""
+    std: list[float]
+    """Per channel, in 0..1."""
+    size: int
+    """Side of the square input in pixels."""
+
+
+class Record(TypedDict):
+    """One cell: an encoder on a task under a protocol, with a fraction of the labels and one seed."""
+
+    key: str
+    """Content hash of everything that determines the result; the name of the cell's files."""
+    encoder: str
+    """Display name."""
+    spec: str
+    """The encoder's specification with the seed filled in."""
+    architecture: str
+    """Name of the network, or of the color baseline."""
+    fingerprint: str
+    """Hash of weights and preprocessing."""
+    normalization: Normalization
+    """How pixels were prepared."""
+    run: str | None
+    """Absolute path of the pre-training run directory the encoder came from, if it came from one."""
+    task: str
+    """The task's name."""
+    task_spec: str
+    """The specification the task was opened from."""
+    task_version: int
+    """Version of the task's definition."""
+    task_hash: str
+    """Hash of the task's tiles, labels and split."""
+    split_hash: str
+    """Hash of the split."""
+    split_source: str
+    """"given", or "made: ..." with the rule by which it was made."""
+    classes: list[str]
+    """Class names, in the order of the confusion matrix."""
+    grouping: str
+    """What resampling draws: "patient", "slide" or "image"."""
+    n_train: int
+    """Labelled training tiles used, after the fraction was taken."""
+    n_val: int
+    """Labelled tiles used to choose settings, after the fraction was taken."""
+    n_test: int
+    """Test tiles scored."""
+    n_groups: int
+    """Patients, slides or images among the test tiles."""
+    n_unreadable: int
+    """Tiles of the task that could not be read and were left out."""
+    notes: list[str]
+    """What a reader of the scores must know about the task, such as a class without test images."""
+    protocol: str
+    """The protocol's name."""
+    protocol_version: int
+    """Version of the protocol's definition."""
+    fraction: float
+    """Share of the training and validation labels used, in (0, 1]."""
+    seed: int
+    """Seed of the split (where the task has none of its own), of the label subset, of the probe and of "{seed}" in
+    the encoder's specification."""
+    chosen: dict[str, Any]
+    """Settings that the protocol chose on the validation tiles."""
+    metrics: dict[str, Estimate]
+    """Metric name to estimate."""
+    higher_is_better: bool
+    """Direction of the metrics."""
+    synthetic: bool
+    """Whether the tissue is procedural."""
+    predictions: str
+    """Path of the per-image predictions (Parquet), relative to the benchmark directory."""
+    map: str | None
+    """Path of the 2-D embedding map (Parquet), relative to the benchmark directory, where one was drawn."""
+    libraries: dict[str, str | None]
+    """Library versions."""
+    seconds: float
+    """Wall time of the cell: embedding, unless cached, and probe."""
+    command: str
+    """The command line that computed the cell."""
+    created: str
+    """When, as UTC in ISO 8601."""
+
+
+class Standing(TypedDict):
+    """A line of the leaderboard: the cells of an encoder that differ in their seed only, pooled."""
+
+    encoder: str
+    """Display name."""
+    task: str
+    """The task's name."""
+    protocol: str
+    """The protocol's name."""
+    fraction: float
+    """Share of labels used."""
+    seeds: list[int]
+    """Seeds pooled."""
+    metrics: dict[str, Estimate]
+    """Metric name to mean over the seeds, its 95 % interval over test images, and the standard deviation over seeds."""
+    cells: list[str]
+    """Keys of the cells pooled."""
+
+
+class Comparison(TypedDict):
+    """A paired test of two encoders on the same test images, pooled over the seeds they share."""
+
+    task: str
+    """The task's name."""
+    protocol: str
+    """The protocol's name."""
+    fraction: float
+    """Share of labels used."""
+    metric: str
+    """What is compared."""
+    encoder: str
+    """First encoder."""
+    reference: str
+    """Second encoder, whose value is subtracted."""
+    difference: float
+    """Mean over seeds of the first encoder's value minus the second's."""
+    low: float | None
+    """Lower end of its 95 % interval; None where none can be formed."""
+    high: float | None
+    """Upper end of its 95 % interval."""
+    p: float
+    """Two-sided p value of the paired test."""
+    p_holm: float
+    """The p value after Holm's correction over all pairs of this task, protocol and fraction."""
+    seeds: list[int]
+    """Seeds pooled."""
+    n_groups: int
+    """Patients, slides or images exchanged and resampled."""
+    grouping: str
+    """What was resampled: "patient", "slide" or "image"."""
+    cells: list[str]
+    """Keys of the cells compared."""
+
+
+class Failure(TypedDict):
+    """A cell that could not be computed."""
+
+    encoder: str
+    """Display name."""
+    task: str
+    """The task's name, or its specification where the task could not be opened."""
+    protocol: str
+    """The protocol's name."""
+    fraction: float
+    """Share of labels."""
+    seed: int
+    """The seed."""
+    reason: str
+    """One line: what is wrong and the fix."""
+    command: str
+    """The command line."""
+    created: str
+    """When, as UTC in ISO 8601."""
+
+
+_NEEDED = ("encoder", "task", "protocol", "seed", "metrics", "n_test")
+
+
+def identity(record: Mapping[str, Any]) -> Identity:
+    """Return what a record or failure is about."""
+    return (record["encoder"], record["task"], record["protocol"], float(record["fraction"]), int(record["seed"]))
+
+
+def read_results(out: Path) -> list[Record]:
+    """Read OUT/results.jsonl.
+
+    Args:
+        out: The benchmark directory.
+
+    Returns:
+        The records, in file order; at least one.
+
+    Raises:
+        EosinError: If the file is missing, empty, damaged, or a line lacks a field.
+    """
+    path = out / RESULTS
+    if not path.is_file():
+        raise EosinError(f"{path}: not found; run `eosin benchmark --out {out}` first")
+    records = _read_lines(path)
+    if not records:
+        raise EosinError(f"{path}: holds no results; run `eosin benchmark --out {out}` again")
+    for number, record in enumerate(records, start=1):
+        _check(record, f"{path}: line {number}")
+    return cast(list[Record], records)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return read_json_lines(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise EosinError(f"{path}: cannot be read ({error})") from None
+
+
+def _check(record: Any, where: str) -> None:
+    if not isinstance(record, dict):
+        raise EosinError(f"{where}: not a result record; remove that line")
+    missing = [name for name in _NEEDED if name not in record]
+    if missing:
+        raise EosinError(f"{where}: field '{missing[0]}' is missing; remove that line and run the benchmark again")
+    metrics = record["metrics"]
+    whole = isinstance(metrics, dict) and bool(metrics)
+    if not whole or not all(isinstance(e, dict) and {"value", "low", "high"} <= e.keys() for e in metrics.values()):
+        raise EosinError(f"{where}: field 'metrics' must map names to value, low and high; remove that line")
+    record.setdefault("fraction", 1.0)
+
+
+def read_leaderboard(out: Path) -> list[Standing]:
+    """Read OUT/leaderboard.jsonl; an absent file holds none."""
+    return cast(list[Standing], _read_lines(out / LEADERBOARD))
+
+
+def read_comparisons(out: Path) -> list[Comparison]:
+    """Read OUT/comparisons.jsonl; an absent file holds none."""
+    return cast(list[Comparison], _read_lines(out / COMPARISONS))
+
+
+def read_failures(out: Path) -> list[Failure]:
+    """Read OUT/failures.jsonl: the cells that have no result; an absent file holds none."""
+    return cast(list[Failure], _read_lines(out / FAILURES))

@@ -1,0 +1,214 @@
+"""The page's opening: who is best on each task, whether that means anything, and what to be careful about."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from eosin.benchmark.record import Comparison, Record, Standing
+from eosin.report.load import Results
+
+__all__ = ["HEADLINE", "METRIC_NAMES", "Finding", "best_of", "caveats", "findings", "headline_metric"]
+
+HEADLINE = "balanced_accuracy"
+METRIC_NAMES = {
+    "balanced_accuracy": "Balanced accuracy",
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro F1",
+    "auroc": "AUROC",
+}
+_LEVEL = 0.05
+_FEW_IMAGES = 200
+_FEW_GROUPS = 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a task and protocol say.
+
+    Attributes:
+        protocol: Its name.
+        fraction: Share of labels.
+        best: The standing with the highest value.
+        tone: "clear" when the best differs from every other encoder, "open" when it does not, "none" when nothing
+            was compared.
+        sentence: In words.
+    """
+
+    protocol: str
+    fraction: float
+    best: Standing
+    tone: str
+    sentence: str
+
+
+def headline_metric(results: Results) -> str:
+    """Return the metric that leads the page: the one compared, else balanced accuracy, else the first there is."""
+    names = [name for record in results.records for name in record["metrics"]]
+    for name in [*(c["metric"] for c in results.comparisons), HEADLINE]:
+        if name in names:
+            return name
+    return names[0]
+
+
+def best_of(standings: Iterable[Standing], metric: str) -> Standing | None:
+    """Return the standing with the highest value of a metric; None when none has one."""
+    scored = [(value, line) for line in standings if (value := _value(line, metric)) is not None]
+    return max(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+def _value(line: Standing, metric: str) -> float | None:
+    return line["metrics"].get(metric, {"value": None})["value"]
+
+
+def findings(results: Results, task: str, metric: str) -> list[Finding]:
+    """Return one finding per protocol and fraction of a task, in the order of the records."""
+    groups: dict[tuple[str, float], list[Standing]] = defaultdict(list)
+    for line in results.standings:
+        if line["task"] == task:
+            groups[line["protocol"], line["fraction"]].append(line)
+    found = []
+    for (protocol, fraction), lines in groups.items():
+        best = best_of(lines, metric)
+        if best is not None:
+            tone, sentence = _verdict(results.comparisons, best, lines, metric)
+            found.append(Finding(protocol, fraction, best, tone, sentence))
+    return found
+
+
+def _verdict(
+    comparisons: Sequence[Comparison], best: Standing, lines: Sequence[Standing], metric: str
+) -> tuple[str, str]:
+    others = [line["encoder"] for line in lines if line["encoder"] != best["encoder"]]
+    if not others:
+        return "none", "The only encoder here, so there is nothing to compare it with."
+    tests = {}
+    for entry in comparisons:
+        same = (entry["task"], entry["protocol"], entry["fraction"]) == (
+            best["task"],
+            best["protocol"],
+            best["fraction"],
+        )
+        if same and entry["metric"] == metric and best["encoder"] in (entry["encoder"], entry["reference"]):
+            ahead = entry["encoder"] == best["encoder"]
+            other = entry["reference"] if ahead else entry["encoder"]
+            tests[other] = (entry["difference"] if ahead else -entry["difference"], entry["p_holm"])
+    untested = [name for name in others if name not in tests]
+    if untested:
+        return "none", f"Not compared with {in_words(untested)}: no paired test on the same images is stored."
+    tied = [name for name in others if tests[name][1] >= _LEVEL]
+    if tied:
+        closest = max(tests[name][1] for name in tied)
+        rest = "" if len(tied) == len(others) else "; the others are lower"
+        return "open", f"Not told apart from {in_words(tied)} by this test (p {_p(closest)}){rest}."
+    runner = min(others, key=lambda name: tests[name][0])
+    worst = max(tests[name][1] for name in others)
+    what = f"{in_words(others)}" if len(others) == 1 else f"all {len(others)} others"
+    return "clear", f"Ahead of {what}, by at least {tests[runner][0]:.3f} ({runner}; p {_p(worst)})."
+
+
+def in_words(names: Sequence[str]) -> str:
+    """Join names: "a", "a and b", "a, b and c"."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}" if value < 0.1 else f"= {value:.2f}"
+
+
+def caveats(results: Results, metric: str) -> list[str]:
+    """Return what limits the conclusions, most important first, each in a sentence or two."""
+    by_task: dict[str, list[Record]] = defaultdict(list)
+    for record in results.records:
+        by_task[record["task"]].append(record)
+    found: list[str] = []
+    for task, records in by_task.items():
+        found += _about_task(task, records)
+    found += _about_color(results, metric)
+    found += _about_seeds(results.records)
+    found += _about_versions(by_task)
+    if results.failures:
+        count = len(results.failures)
+        found.append(
+            f"{count} {'cell has' if count == 1 else 'cells have'} no result; the leaderboard shows them as gaps."
+        )
+    return found
+
+
+def _about_task(task: str, records: Sequence[Record]) -> list[str]:
+    found = []
+    fewest = min(record["n_test"] for record in records)
+    grouping = records[0].get("grouping", "image")
+    groups = min(record.get("n_groups", record["n_test"]) for record in records)
+    if fewest < _FEW_IMAGES:
+        found.append(f"{task}: only {fewest} test images, so intervals are wide and small differences stay hidden.")
+    if grouping == "image":
+        found.append(
+            f"{task}: patients and slides are unknown, so single images are resampled. If several images come from one "
+            "patient, scores are optimistic and intervals too narrow."
+        )
+    elif groups < _FEW_GROUPS:
+        found.append(f"{task}: the test images come from {groups} {grouping}s only; intervals from so few are rough.")
+    return found
+
+
+def _about_color(results: Results, metric: str) -> list[str]:
+    """Name the tasks on which color alone does as well as the best encoder."""
+    colors = {r["encoder"] for r in results.records if str(r.get("architecture", "")).startswith("color:")}
+    found = []
+    for task in dict.fromkeys(record["task"] for record in results.records):
+        for finding in findings(results, task, metric):
+            best = finding.best
+            rivals = [
+                line
+                for line in results.standings
+                if (line["task"], line["protocol"], line["fraction"]) == (task, best["protocol"], best["fraction"])
+                and line["encoder"] in colors
+            ]
+            color = best_of(rivals, metric)
+            low = best["metrics"][metric]["low"]
+            value = _value(color, metric) if color else None
+            if color and value is not None and (best["encoder"] in colors or (low is not None and value >= low)):
+                found.append(
+                    f"{task}, {finding.protocol}: color alone ({color['encoder']}) reaches {value:.3f}, level with the "
+                    "best encoder here. The task can be solved without looking at structure."
+                )
+    return found
+
+
+def _about_seeds(records: Sequence[Record]) -> list[str]:
+    seeds: dict[tuple[str, str], set[int]] = defaultdict(set)
+    weights: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for record in records:
+        pair = (record["encoder"], record["task"])
+        seeds[pair].add(record["seed"])
+        weights[pair].add(f"{record.get('fingerprint')}/{record.get('split_hash')}")
+    if all(len(values) == 1 for values in seeds.values()):
+        return ["One seed only: how much another pre-training run, split or probe would change is not measured."]
+    fixed = sorted({encoder for (encoder, task), n in seeds.items() if len(n) > 1 and len(weights[encoder, task]) == 1})
+    if fixed:
+        return [
+            f"{in_words(fixed)}: the same weights and the same split under every seed, so the spread over seeds is "
+            "that of the probe alone."
+        ]
+    return []
+
+
+def _about_versions(by_task: dict[str, list[Record]]) -> list[str]:
+    found = []
+    for task, records in by_task.items():
+        per_seed: dict[tuple[int, str], set[str]] = defaultdict(set)
+        versions: dict[str, set[int]] = defaultdict(set)
+        for record in records:
+            per_seed[record["seed"], ""].add(str(record.get("split_hash")))
+            versions[record["protocol"]].add(int(record.get("protocol_version", 0)))
+        if any(len(hashes) > 1 for hashes in per_seed.values()):
+            found.append(f"{task}: results on different splits stand side by side; compare only equal split hashes.")
+        for protocol, numbers in versions.items():
+            if len(numbers) > 1:
+                listed = in_words([str(number) for number in sorted(numbers)])
+                found.append(f"{task}, {protocol}: versions {listed} of the protocol are mixed and not comparable.")
+    return found
