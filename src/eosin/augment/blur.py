@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Self
@@ -75,25 +74,39 @@ def gaussian_blur(images: Tensor, sigmas: Tensor, radius: int, out: Tensor | Non
     taps = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float32)
     kernels = torch.exp(-0.5 * (taps / sigmas[:, None]).square())
     kernels /= kernels.sum(dim=1, keepdim=True)
-    planes = images.reshape(batch * channels, height, width)
-    rows = torch.empty_like(planes)
-    blurred = torch.empty_like(planes) if out is None else out.view(batch * channels, height, width)
-    for block, matrix in _matrices(kernels, height, radius, channels):
-        source = planes[:, block.start : block.stop]
-        torch.bmm(matrix, source, out=rows[:, block.first : block.last])
-    for block, matrix in _matrices(kernels, width, radius, channels):
-        source = rows[:, :, block.start : block.stop]
-        torch.bmm(source, matrix.transpose(1, 2), out=blurred[:, :, block.first : block.last])
-    return blurred.view(batch, channels, height, width)
+    down = _matrices(kernels, height, radius)
+    across = down if width == height else _matrices(kernels, width, radius)
+    result = torch.empty_like(images, memory_format=torch.contiguous_format) if out is None else out
+    # On a CPU one image at a time, so that both passes stay in the cache.
+    step = 1 if images.device.type == "cpu" else batch
+    for start in range(0, batch, step):
+        stop = start + step
+        planes = images[start:stop].reshape(-1, height, width)
+        rows = torch.empty_like(planes)
+        blurred = result[start:stop].view(-1, height, width)
+        for block, matrix in down:
+            source = planes[:, block.start : block.stop]
+            torch.bmm(_each(matrix[start:stop], channels), source, out=rows[:, block.first : block.last])
+        for block, matrix in across:
+            source = rows[:, :, block.start : block.stop]
+            weights = _each(matrix[start:stop], channels).transpose(1, 2)
+            torch.bmm(source, weights, out=blurred[:, :, block.first : block.last])
+    return result
 
 
-def _matrices(kernels: Tensor, size: int, radius: int, channels: int) -> Iterator[tuple[_Block, Tensor]]:
-    """Yield each block of an axis with its part of the convolution matrix: [B x channels, outputs, inputs]."""
+def _each(matrices: Tensor, channels: int) -> Tensor:
+    """Repeat [n, outputs, inputs] for every channel: [n x channels, outputs, inputs], no copy where n is 1."""
+    return matrices[:, None].expand(-1, channels, -1, -1).flatten(0, 1)
+
+
+def _matrices(kernels: Tensor, size: int, radius: int) -> list[tuple[_Block, Tensor]]:
+    """Return each block of an axis with its part of the convolution matrices: [B, outputs, inputs]."""
     blocks, places = _layout(size, radius, kernels.device)
     parts = (kernels @ places).split([block.entries for block in blocks], dim=1)
-    for block, part in zip(blocks, parts, strict=True):
-        matrix = part.reshape(-1, 1, block.last - block.first, block.stop - block.start)
-        yield block, matrix.expand(-1, channels, -1, -1).flatten(0, 1)
+    return [
+        (block, part.reshape(-1, block.last - block.first, block.stop - block.start))
+        for block, part in zip(blocks, parts, strict=True)
+    ]
 
 
 @lru_cache(maxsize=16)
@@ -101,8 +114,9 @@ def _layout(size: int, radius: int, device: torch.device) -> tuple[list[_Block],
     """Cut an axis into blocks; say which tap lands where: [taps, entries of all blocks], 0 or a count."""
     blocks, places = [], []
     period = max(2 * (size - 1), 1)
-    for first in range(0, size, BLOCK):
-        last = min(first + BLOCK, size)
+    length = size if size <= 2 * BLOCK else BLOCK
+    for first in range(0, size, length):
+        last = min(first + length, size)
         outputs = np.arange(first, last)
         inputs = (outputs + np.arange(-radius, radius + 1)[:, None]) % period
         inputs = np.minimum(inputs, period - inputs) if size > 1 else np.zeros_like(inputs)
@@ -133,11 +147,6 @@ class GaussianBlur:
         """Blur the chosen images of float32 [B, 3, H, W], in place."""
         sigma = np.asarray(parameters["sigma"], dtype=np.float32)
         chosen = sigma > 0
-        if images.device.type != "cpu":
-            widths = torch.as_tensor(sigma[chosen], device=images.device)
-            on_rows(images, chosen, lambda part: gaussian_blur(part, widths, self.radius))
-            return images
-        for row in np.flatnonzero(chosen).tolist():
-            image = images[row : row + 1]
-            gaussian_blur(image, torch.from_numpy(sigma[row : row + 1]), self.radius, out=image)
+        widths = torch.as_tensor(sigma[chosen], device=images.device)
+        on_rows(images, chosen, lambda part: gaussian_blur(part, widths, self.radius, out=part))
         return images

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -68,9 +68,10 @@ def resized_crop(
 ) -> Tensor:
     """Cut one box out of each image and resample all of them, antialiased, to one size.
 
-    The filter is the triangle (bilinear) or the cubic with a = -0.5 (bicubic), widened by the down-scale as Pillow
-    widens it. Results are rounded to 8 bits, as Pillow's and torchvision's are for 8-bit images. On a CPU the
-    weights are fixed-point, on another device float: the two differ by at most one grey level.
+    The filter is the triangle (bilinear) or the cubic with a = -0.5 (bicubic), widened by the down-scale. It runs
+    along the rows, then along the columns, and each pass is rounded and clipped to 8 bits: all of it as in Pillow and
+    in torchvision for 8-bit images. On a CPU the weights are fixed-point, on another device float, which may move a
+    value by one grey level.
 
     Args:
         images: uint8 [B, 3, H, W].
@@ -82,12 +83,18 @@ def resized_crop(
         uint8 [B, 3, size, size].
     """
     crops = images.new_empty(len(images), images.shape[1], size, size)
-    # The 8-bit kernels exist on CPUs only.
-    source = images if images.device.type == "cpu" else images.float()
+    # The 8-bit kernels, which round between their two passes, exist on CPUs only, and fail for a result of one pixel.
+    native = images.device.type == "cpu" and size > 1
+    source = images if native else images.float()
+    resample = partial(F.interpolate, mode=interpolation, antialias=True, align_corners=False)
     for row, (top, left, height, width) in enumerate(boxes.tolist()):
-        box = source[row : row + 1, :, top : top + height, left : left + width]
-        crop = F.interpolate(box, size=(size, size), mode=interpolation, antialias=True, align_corners=False)
-        crops[row : row + 1] = crop if crop.dtype == torch.uint8 else crop.round_().clamp_(0, 255)
+        crop = source[row : row + 1, :, top : top + height, left : left + width]
+        if native:
+            crops[row : row + 1] = resample(crop, size=(size, size))
+            continue
+        for shape in ((height, size), (size, size)):
+            crop = resample(crop, size=shape).round_().clamp_(0, 255)
+        crops[row : row + 1] = crop
     return crops
 
 

@@ -106,11 +106,11 @@ class _View:
         views = torch.empty(images.shape, dtype=torch.float32)
         step = max(1, CHUNK_PIXELS // self.size**2)
         # Neighbours that take their color steps in one order share passes over the pixels.
-        order = np.argsort(parameters["jitter"]["order"], kind="stable") if "jitter" in parameters else None
+        order = np.arange(len(images))
+        if "jitter" in parameters:
+            order = np.argsort(parameters["jitter"]["order"], kind="stable")
         for start in range(0, len(images), step):
-            rows = (
-                order[start : start + step] if order is not None else np.arange(start, min(start + step, len(images)))
-            )
+            rows = order[start : start + step]
             chunk = {name: _rows_of(parameters[name], rows) for name in self.photometric}
             part = self._color(images.index_select(0, torch.from_numpy(rows)), chunk).mul_(scale)
             for place, row in enumerate(rows.tolist()):
