@@ -30,7 +30,7 @@ def tiny(tile_folder):
             "precision": "fp32",
             "log_every": 4,
             "data": {"source": str(tile_folder), "size": 40, "workers": 0},
-            "encoder": {"architecture": "resnet10t", "size": 40, "options": {}},
+            "encoder": {"architecture": "test_resnet", "size": 40, "options": {}},
             "augment": {"views": {"global": {"size": 32}}},
             "method": {"name": "mocov2", "dim": 8, "queue_size": 32, "momentum": 0.9, "norm_group": 4},
             "optimizer": {"lr": 0.5, "warmup_samples": 40},

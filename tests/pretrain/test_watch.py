@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from eosin.core.errors import EosinError
 from eosin.core.files import read_json_lines
 from eosin.pretrain import pretrain
-from eosin.pretrain.watch import CollapseWatch, effective_rank, pair_similarities, spread
+from eosin.pretrain.watch import CollapseWatch, effective_rank, pair_similarities, spread, view_retrieval
 
 seeds = st.integers(0, 2**31)
 
@@ -56,7 +56,16 @@ def test_pair_similarities_equal_the_plain_loops(seed):
     assert float(negative) == pytest.approx(np.mean(other))
 
 
-HEALTHY = {"loss": 4.0, "watch/projection_spread": 0.9, "watch/effective_rank": 40.0}
+@given(seeds)
+def test_view_retrieval_equals_the_plain_loops(seed):
+    a, b = F.normalize(vectors(seed), dim=1), F.normalize(vectors(seed + 1), dim=1)
+    found = [max(range(12), key=lambda j: float(a[i] @ b[j])) == i for i in range(12)]
+    assert float(view_retrieval(a, b)) == pytest.approx(np.mean(found))
+    assert float(view_retrieval(a, a)) == 1
+
+
+HEALTHY = {"loss": 4.0, "watch/projection_spread": 0.9, "watch/effective_rank": 40.0, "watch/view_retrieval": 0.9}
+BLIND = {"watch/view_retrieval": 0.015}
 
 
 def judge_all(watch, record, looks=6, start=100):
@@ -64,29 +73,34 @@ def judge_all(watch, record, looks=6, start=100):
 
 
 def test_a_healthy_run_raises_no_flag():
-    assert judge_all(CollapseWatch(6.0, 100), HEALTHY) == []
+    assert judge_all(CollapseWatch(6.0, 64, 100), HEALTHY) == []
 
 
 @pytest.mark.parametrize(
     ("sick", "words"),
     [
-        ({"watch/projection_spread": 0.02}, "nearly equal"),
+        (BLIND | {"watch/projection_spread": 0.02}, "nearly equal"),
         ({"watch/effective_rank": 1.2}, "1.2 dimensions"),
-        ({"loss": 5.99}, "stays at chance"),
+        (BLIND | {"loss": 5.99}, "stays at chance"),
     ],
 )
 def test_each_sickness_is_told_once_in_words(sick, words):
-    (message,) = judge_all(CollapseWatch(6.0, 100), HEALTHY | sick)
+    (message,) = judge_all(CollapseWatch(6.0, 64, 100), HEALTHY | sick)
     assert words in message
-    assert judge_all(CollapseWatch(6.0, 100), HEALTHY | sick, looks=2) == []
-    assert judge_all(CollapseWatch(6.0, 100), HEALTHY | sick, start=50) == []
+    assert judge_all(CollapseWatch(6.0, 64, 100), HEALTHY | sick, looks=2) == []
+    assert judge_all(CollapseWatch(6.0, 64, 100), HEALTHY | sick, start=50) == []
+
+
+@pytest.mark.parametrize("early", [{"watch/projection_spread": 0.05}, {"loss": 5.99}])
+def test_a_slow_start_that_finds_views_is_not_flagged(early):
+    assert judge_all(CollapseWatch(6.0, 64, 100), HEALTHY | early | {"watch/view_retrieval": 0.06}) == []
 
 
 def test_a_recovery_resets_the_count_and_the_state_travels():
-    watch = CollapseWatch(6.0, 0)
-    sick = HEALTHY | {"watch/projection_spread": 0.02}
+    watch = CollapseWatch(6.0, 64, 0)
+    sick = HEALTHY | BLIND | {"watch/projection_spread": 0.02}
     assert judge_all(watch, sick, looks=2) == []
-    other = CollapseWatch(6.0, 0)
+    other = CollapseWatch(6.0, 64, 0)
     other.load_state_dict(watch.state_dict())
     assert judge_all(other, sick, looks=1) != []
     assert judge_all(watch, HEALTHY, looks=1) == []
@@ -94,7 +108,7 @@ def test_a_recovery_resets_the_count_and_the_state_travels():
 
 
 def test_records_without_a_look_do_not_reset_the_rank():
-    watch = CollapseWatch(6.0, 0)
+    watch = CollapseWatch(6.0, 64, 0)
     without = {"loss": 4.0, "watch/projection_spread": 0.9}
     messages = []
     for step in range(3):
@@ -113,9 +127,13 @@ def collapse(monkeypatch):
     monkeypatch.setattr(MoCo, "contrast", attract)
 
 
+SHORT = {"samples": 800, "watch__every_steps": 20, "checkpoint__every_steps": 50, "watch__grace_steps": 40}
+EASY = {"scale": [0.5, 1.0], "jitter": {"probability": 0}, "grayscale": 0, "blur": {"probability": 0}}
+
+
 def test_a_run_without_negatives_is_flagged(tiny, tmp_path, monkeypatch, capsys):
     collapse(monkeypatch)
-    pretrain(tiny(samples=1600), tmp_path / "run")
+    pretrain(tiny(**SHORT), tmp_path / "run")
     assert read_json_lines(tmp_path / "run" / "metrics.jsonl")[-1]["watch/projection_spread"] < 0.1
     assert "nearly equal" in capsys.readouterr().err
 
@@ -123,11 +141,12 @@ def test_a_run_without_negatives_is_flagged(tiny, tmp_path, monkeypatch, capsys)
 def test_on_collapse_stop_ends_the_run_with_its_checkpoint(tiny, tmp_path, monkeypatch):
     collapse(monkeypatch)
     with pytest.raises(EosinError, match=r"stopped at step \d+ by --watch.on_collapse stop: collapse"):
-        pretrain(tiny(samples=1600, watch__on_collapse="stop"), tmp_path / "run")
+        pretrain(tiny(**SHORT, watch__on_collapse="stop"), tmp_path / "run")
     assert not (tmp_path / "run" / "encoder.safetensors").exists()
     assert list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_a_healthy_tiny_run_is_not_flagged(tiny, tmp_path, capsys):
-    pretrain(tiny(samples=1600), tmp_path / "run")
-    assert "collapse" not in capsys.readouterr().err
+    views = {f"augment__views__global__{name}": value for name, value in EASY.items()}
+    pretrain(tiny(**SHORT, **views), tmp_path / "run")
+    assert "warning" not in capsys.readouterr().err

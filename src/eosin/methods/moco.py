@@ -113,7 +113,7 @@ class MoCo(Method):
         """See `Method.forward`; `views` are the query's and the key's."""
         query_view, key_view = views
         features = self._in_groups(self.query["backbone"], query_view)
-        queries = F.normalize(self.query["head"](features).float(), dim=1)
+        queries = self._unit(self.query["head"](features))
         with torch.no_grad():
             if not self._new_keys:  # with gradient accumulation, once per optimiser step
                 self._follow_query()
@@ -172,12 +172,15 @@ class MoCo(Method):
             view = gather(view)
             order = self._order(len(view)).to(view.device)
             view = local_slice(view[order])
-        keys = F.normalize(self.key["head"](self._in_groups(self.key["backbone"], view)).float(), dim=1)
-        keys = gather(keys)
+        keys = gather(self._unit(self.key["head"](self._in_groups(self.key["backbone"], view))))
         if shuffle:
             keys = keys[torch.argsort(order)]
         self._new_keys.append(keys)
         return local_slice(keys)
+
+    def _unit(self, projections: Tensor) -> Tensor:
+        """L2-normalise in the queue's precision: under mixed precision the head's output is bf16."""
+        return F.normalize(projections.to(self.queue.dtype), dim=1)
 
     def _order(self, size: int) -> Tensor:
         """Draw the shuffling of one forward pass: the same in every process, another at each pass."""

@@ -26,12 +26,12 @@ from eosin.core.collective import position_in_run, processes
 from eosin.core.console import console, progress_bar, warn
 from eosin.core.draws import Draws, stream_seed
 from eosin.core.errors import EosinError
-from eosin.data import Quarantine, Tiles, TrainingLoader, open_tiles
+from eosin.data import Quarantine, Tiles, TrainingLoader, default_workers, open_tiles
 from eosin.encoders import Encoder, build_encoder, save_encoder
 from eosin.methods import METHODS, Method
 from eosin.pretrain.config import FREE_FIELDS, PretrainConfig
 from eosin.pretrain.probe import OnlineProbe
-from eosin.pretrain.watch import CollapseWatch, pair_similarities, spread
+from eosin.pretrain.watch import CollapseWatch, pair_similarities, spread, view_retrieval
 from eosin.training.optimizers import build_optimizer, set_learning_rate
 from eosin.training.processes import choose_device, process_group
 from eosin.training.run import RunDirectory
@@ -117,7 +117,7 @@ class _Trainer:
             self.model = DistributedDataParallel(self.method, broadcast_buffers=False)
         self.optimizer = build_optimizer(config.optimizer, self.method.parameter_groups())
         self.views = Views(config.augment)
-        self.watch = CollapseWatch(self.method.chance_loss, config.watch.grace_steps)
+        self.watch = CollapseWatch(self.method.chance_loss, self._piece(), config.watch.grace_steps)
         self.probe = OnlineProbe(config.watch, tiles, config.encoder.size, config.seed)
         self.step = 0
         self.sums: dict[str, Tensor] = {}
@@ -200,7 +200,7 @@ class _Trainer:
             seed=config.seed,
             start_step=self.step,
             steps=config.steps,
-            workers=config.data.workers,
+            workers=default_workers() if config.data.workers is None else config.data.workers,
             quarantine=quarantine,
             rank=position_in_run(),
             world=processes(),
@@ -232,7 +232,7 @@ class _Trainer:
         # Drop-path and the like draw from torch's generator: seeded here, they need no saved state.
         torch.manual_seed(stream_seed(config.seed, "torch", self.step, position_in_run()) % 2**63)
         self.model.train()
-        share = len(images) // config.accumulate
+        share = self._piece()
         for start in range(0, len(images), share):
             last = start + share >= len(images)
             waiting = contextlib.nullcontext() if last or self.model is self.method else self.model.no_sync()  # type: ignore[operator]
@@ -241,6 +241,10 @@ class _Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.method.after_step(self.step)
+
+    def _piece(self) -> int:
+        """Tiles in one forward pass."""
+        return self.config.batch_size // (processes() * self.config.accumulate)
 
     def _accumulate(self, images: Tensor, positions: Any) -> None:
         config = self.config
@@ -258,6 +262,7 @@ class _Trainer:
             "watch/positive_similarity": positive,
             "watch/negative_similarity": negative,
             "watch/projection_spread": spread(output.pairs[0]),
+            "watch/view_retrieval": view_retrieval(*output.pairs),
         }
         # Sums stay on the device: reading one each step would make the host wait for a GPU.
         for name, value in scalars.items():

@@ -8,7 +8,10 @@ Looked at are
   CVPR 2021);
 * the effective rank of the encoder's features, RankMe = exp(-sum p_i ln p_i) with p_i = s_i / sum s + 1e-7 over the
   singular values s (Garrido et al., ICML 2023);
-* the cosine similarity of the two views of a tile beside that of views of different tiles.
+* the cosine similarity of the two views of a tile beside that of views of different tiles;
+* view retrieval: how often a tile's second view is the nearest of the batch's to its first. It needs no scale to be
+  judged by: a collapsed network finds one in B, and one that learns finds more from its first steps on, even while all
+  its projections still point nearly one way.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["CollapseWatch", "effective_rank", "pair_similarities", "spread"]
+__all__ = ["CollapseWatch", "effective_rank", "pair_similarities", "spread", "view_retrieval"]
 
 _LEAST_SPREAD = 0.1
 _LEAST_RANK = 2.0
-_NEAR_CHANCE = 0.98
+_NEAR_CHANCE = 0.995
+_LEAST_RETRIEVAL = 1.5  # in units of chance
 _PATIENCE = 3
 
 
@@ -61,16 +65,29 @@ def pair_similarities(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return matching / size, (total - matching) / (size * max(size - 1, 1))
 
 
+def view_retrieval(first: Tensor, second: Tensor) -> Tensor:
+    """Return the share of rows of `first` to which the same row of `second` is the nearest of all.
+
+    Args:
+        first: float [B, d], L2-normalised.
+        second: float [B, d], L2-normalised.
+    """
+    nearest = (first @ second.T).argmax(dim=1)
+    return (nearest == torch.arange(len(first), device=first.device)).float().mean()
+
+
 class CollapseWatch:
     """Judges a run's log records.
 
     Args:
         chance_loss: The loss of a collapsed network.
+        batch: Tiles among which views are retrieved.
         grace_steps: Steps before which nothing is reported.
     """
 
-    def __init__(self, chance_loss: float, grace_steps: int) -> None:
+    def __init__(self, chance_loss: float, batch: int, grace_steps: int) -> None:
         self.chance_loss = chance_loss
+        self.batch = batch
         self.grace_steps = grace_steps
         self._suspicions: dict[str, int] = {}
 
@@ -82,11 +99,7 @@ class CollapseWatch:
         """
         if record["step"] < self.grace_steps:
             return []
-        findings = {
-            "spread": self._spread(record),
-            "rank": self._rank(record),
-            "chance": self._chance(record),
-        }
+        findings = {"spread": self._spread(record), "rank": self._rank(record), "chance": self._chance(record)}
         messages = []
         for name, (known, message) in findings.items():
             if not known:
@@ -96,13 +109,17 @@ class CollapseWatch:
                 messages.append(message)
         return messages
 
+    def _blind(self, record: dict[str, float]) -> bool:
+        return record.get("watch/view_retrieval", 1.0) < _LEAST_RETRIEVAL / self.batch
+
     def _spread(self, record: dict[str, float]) -> tuple[bool, str]:
         value = record.get("watch/projection_spread")
-        if value is None or value >= _LEAST_SPREAD:
+        if value is None or value >= _LEAST_SPREAD or not self._blind(record):
             return value is not None, ""
         return True, (
-            f"collapse: projections of different tiles are nearly equal (spread {value:.3f}, healthy near 1). "
-            "Lower the learning rate, lengthen the warm-up, or check that the tiles differ"
+            f"collapse: projections of different tiles are nearly equal (spread {value:.3f}, healthy near 1) and the "
+            "two views of a tile are found no more often than by chance. Lower the learning rate, lengthen the "
+            "warm-up, or check that the tiles differ"
         )
 
     def _rank(self, record: dict[str, float]) -> tuple[bool, str]:
@@ -115,7 +132,7 @@ class CollapseWatch:
         )
 
     def _chance(self, record: dict[str, float]) -> tuple[bool, str]:
-        if record["loss"] < _NEAR_CHANCE * self.chance_loss:
+        if record["loss"] < _NEAR_CHANCE * self.chance_loss or not self._blind(record):
             return True, ""
         return True, (
             f"nothing is learned: the loss {record['loss']:.3f} stays at chance ({self.chance_loss:.3f}). "

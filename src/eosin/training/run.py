@@ -105,7 +105,7 @@ class RunDirectory:
                     f"{self.path}: holds a run of another configuration ({'; '.join(different)}); "
                     "use the same fields to resume it, or another --out"
                 )
-        elif any(entry.name != ".lock" for entry in self.path.iterdir()):
+        elif any(not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise EosinError(f"{self.path}: holds other files and no run; choose another --out")
         with atomic_file(config_path, "w") as file:
             yaml.safe_dump(self.config.plain(), file, sort_keys=False)

@@ -1,0 +1,267 @@
+"""The command line as a user meets it: help, exit codes, one clear line for bad input."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eosin.cli import VERBS, main
+from eosin.core.files import DirectoryLock, read_json_lines
+
+FAST = [
+    "--samples",
+    "64",
+    "--batch_size",
+    "16",
+    "--method.queue_size",
+    "32",
+    "--data.size",
+    "40",
+    "--data.workers",
+    "0",
+]
+FAST += ["--encoder.architecture", "test_resnet", "--augment.views.global.size", "32", "--watch.tiles", "16"]
+FAST += ["--optimizer.warmup_samples", "0", "--encoder.size", "40"]
+
+
+@pytest.fixture(scope="module")
+def tissue(tmp_path_factory):
+    """Three classes of 24 tiles with a manifest: 12 patients, splits by patient."""
+    folder = tmp_path_factory.mktemp("tissue")
+    generator = np.random.default_rng(1)
+    lines = ["file,label,patient,split"]
+    for number in range(72):
+        label, patient = "abc"[number % 3], number // 6
+        base = generator.integers(0, 255, (4, 4, 3), dtype=np.uint8) // 3 + np.uint8(50 * (number % 3))
+        name = f"tile-{number:02d}.png"
+        Image.fromarray(base).resize((40, 40)).save(folder / name)
+        lines.append(f"{name},{label},p{patient},{('train', 'train', 'val', 'test')[patient % 4]}")
+    (folder / "index.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def refused(capsys, *words):
+    """Run a command that must be refused, and return its one line."""
+    code = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    assert code == 2, captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1, captured.err
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_help_names_every_verb(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for verb in VERBS:
+        assert f"eosin {verb}" in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_explains_its_arguments(verb, capsys):
+    assert main([*verb.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"usage: eosin {verb}" in text
+    assert len(text.splitlines()) > 5 or verb == "doctor"
+
+
+def test_a_recipes_fields_are_listed_with_values_and_meanings(capsys):
+    assert main(["pretrain", "mocov2-small", "--help"]) == 0
+    text = capsys.readouterr().out
+    for field in ("--samples", "--method.momentum", "--augment.views.global.jitter.hue", "--data.quarantine_limit"):
+        assert field in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pretrian"], "unknown verb 'pretrian'; did you mean 'pretrain'?"),
+        (["embed", "--encodr", "x"], "unknown option '--encodr'; did you mean '--encoder'?"),
+        (["embed", "--encoder", "x"], "--data, --out missing"),
+        (["pretrain"], "give a recipe"),
+        (["pretrain", "mocov2-smal", "--data", "x", "--out", "y"], "unknown recipe 'mocov2-smal'; did you mean 'mocov2-small'?"),
+        (["pretrain", "mocov2-small", "--out", "y", "--method.momentun", "1"], "unknown field 'method.momentun'; did you mean"),
+        (["pretrain", "mocov2-small", "--out", "y", "--sampels", "1"], "unknown field 'sampels'; did you mean 'samples'?"),
+        (["pretrain", "mocov2-small", "--out", "y", "--samples"], "--samples needs a value"),
+        (["pretrain", "mocov2-small", "--out", "y", "--samples", "many"], "'samples'"),
+        (["pretrain", "mocov2-small", "--out", "y", "--method.momentum", "1.5"], "'momentum'"),
+        (["pretrain", "mocov2-small", "--out", "y", "--method.name", "mocov3"], "unknown method 'mocov3'; did you mean 'mocov2'?"),
+        (["pretrain", "mocov2-small", "--out", "y"], "give the tiles with --data"),
+        (["pretrain", "mocov2-small", "--data", "x"], "--out is missing"),
+        (["pretrain", "absent.yaml", "--out", "y"], "no such recipe file"),
+        (["demo", "--minutes", "0", "--out", "y"], "--minutes 0"),
+        (["report", "absent"], "absent"),
+    ],
+)  # fmt: skip
+def test_bad_words_get_one_line(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def make_empty(folder):
+    pass
+
+
+def make_without_images(folder):
+    (folder / "notes.txt").write_text("hello")
+
+
+@pytest.mark.parametrize("make", [make_empty, make_without_images])
+def test_a_source_without_images(make, capsys, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    make(source)
+    assert "source" in refused(capsys, "pretrain", "mocov2-small", "--data", source, "--out", tmp_path / "run", *FAST)
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_many_unreadable_images_stop_the_run(capsys, tmp_path, tissue):
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in sorted(tissue.glob("*.png"))[:30]:
+        (source / path.name).write_bytes(path.read_bytes())
+    (source / "text.png").write_text("not an image")
+    words = ["pretrain", "mocov2-small", "--data", source, "--out", tmp_path / "run", *FAST]
+    code = main([str(word) for word in words])
+    message = capsys.readouterr().err
+    assert code == 2
+    assert "text.png" in message or "quarantine" in message
+    listed = read_json_lines(tmp_path / "run" / "quarantine.jsonl")
+    assert [entry["name"] for entry in listed] == ["text.png"]
+    assert main([str(word) for word in [*words, "--data.quarantine_limit", "0.1"]]) == 0
+    assert "1 " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_outputs_that_cannot_be_used(capsys, tmp_path, tissue):
+    (tmp_path / "file").write_text("")
+    pretrain = ["pretrain", "mocov2-small", "--data", tissue / "index.csv", *FAST]
+    assert "is a file" in refused(capsys, *pretrain, "--out", tmp_path / "file")
+    evaluate = ["evaluate", "--encoder", "color:stats", "--task", f"csv:{tissue / 'index.csv'}"]
+    assert "is a file" in refused(capsys, *evaluate, "--out", tmp_path / "file")
+    (tmp_path / "used").mkdir()
+    with DirectoryLock(tmp_path / "used"):
+        assert "in use by process" in refused(capsys, *pretrain, "--out", tmp_path / "used")
+        assert "in use by process" in refused(capsys, *evaluate, "--out", tmp_path / "used")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_that_is_not_writable(capsys, tmp_path, tissue):
+    tmp_path.chmod(0o500)
+    words = ["pretrain", "mocov2-small", "--data", tissue / "index.csv", "--out", tmp_path / "run", *FAST]
+    assert "not writable" in refused(capsys, *words)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_fills_up(capsys, small_disk, tissue):
+    words = ["pretrain", "mocov2-small", "--data", tissue / "index.csv", "--out", small_disk / "run", *FAST]
+    code = main([str(word) for word in words])
+    message = capsys.readouterr().err
+    assert code == 2
+    assert "no space left" in message.splitlines()[-1]
+    assert "Traceback" not in message
+    assert not list(small_disk.rglob("*.part"))
+    assert not (small_disk / "run" / "encoder.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("path,label\na.png,x\n", "'file'"),
+        ("file,label\nabsent.png,x\n", "absent.png"),
+        ("file,label\ntile-00.png,a\ntile-01.png,\n", "tile-01.png"),
+        ("file,label\ntile-00.png,a\ntile-01.png,a\n", "at least two classes"),
+        ("file,label\n" + "".join(f"tile-{n:02d}.png,{'a' if n else 'b'}\n" for n in range(20)), "'b'"),
+    ],
+)
+def test_broken_labels(table, message, capsys, tmp_path, tissue):
+    for path in tissue.glob("*.png"):
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "bad.csv").write_text(table)
+    words = ["evaluate", "--encoder", "color:stats", "--task", f"csv:{tmp_path / 'bad.csv'}", "--out", tmp_path / "out"]
+    assert message in refused(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ("random:resnet19", "did you mean"),
+        ("tim:resnet18", "did you mean 'timm'"),
+        ("absent-run", "absent-run"),
+        ("absent.safetensors", "absent.safetensors"),
+    ],
+)
+def test_unknown_encoders(encoder, message, capsys, tmp_path, tissue):
+    words = ["evaluate", "--encoder", encoder, "--task", f"csv:{tissue / 'index.csv'}", "--out", tmp_path / "out"]
+    assert message in refused(capsys, *words)
+
+
+def test_the_whole_way(capsys, tmp_path, tissue):
+    """pack, pretrain, embed, benchmark, report: each verb on the last one's output."""
+    import pyarrow.parquet as pq
+
+    store, run, out = tmp_path / "store", tmp_path / "run", tmp_path / "results"
+    assert main(["data", "pack", f"csv:{tissue / 'index.csv'}", "--out", str(store)]) == 0
+    assert main(["pretrain", "mocov2-small", "--data", f"store:{store}", "--out", str(run), *FAST]) == 0
+    assert main(["embed", "--encoder", str(run), "--data", str(store), "--out", str(tmp_path / "f.parquet")]) == 0
+    table = pq.read_table(tmp_path / "f.parquet")
+    assert table.num_rows == 72
+    assert {"name", "label", "patient", "feature"} <= set(table.column_names)
+    words = ["benchmark", "--encoders", f"mine={run},color=color:stats", "--tasks", f"store:{store}", "--out", str(out)]
+    assert main(words) == 0
+    assert {r["encoder"] for r in read_json_lines(out / "results.jsonl")} == {"mine", "color"}
+    assert main(["report", str(out)]) == 0
+    assert "<html" in (out / "report.html").read_text()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    from eosin.core.errors import EosinError
+
+    with pytest.raises(EosinError):
+        main(["report", str(tmp_path / "absent"), "--debug"])
+
+
+def test_importing_eosin_loads_nothing_heavy():
+    heavy = ("torch", "timm", "sklearn", "scipy", "pyarrow", "plotly")
+    code = f"import sys, eosin, eosin.cli; print([name for name in {heavy} if name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert loaded.strip() == "[]"
+
+
+def test_doctor_lists_versions_and_extras(capsys):
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for word in ("torch", "timm", "processor", "extra slides", "extra ray"):
+        assert word in text
+
+
+def test_doctor_tells_what_is_missing(monkeypatch, capsys):
+    from importlib import metadata
+
+    version = metadata.version
+
+    def without_timm(name):
+        if name == "timm":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", without_timm)
+    assert main(["doctor"]) == 2
+    assert "missing: pip install eosin" in capsys.readouterr().out
