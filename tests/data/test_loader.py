@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -267,24 +268,55 @@ def test_leaving_early_ends_the_workers() -> None:
     assert multiprocessing.active_children() == []
 
 
-def test_ctrl_c_is_seen_by_the_main_process_alone() -> None:
-    script = textwrap.dedent(
-        """
-        import time
-        from eosin.data.workers import read_ahead
-        def slow(key):
-            time.sleep(0.01)
-            return key
-        try:
-            for item in read_ahead(slow, range(100000), 2):
-                if item == 5:
-                    print("ready", flush=True)
-        except KeyboardInterrupt:
-            print("stopped", flush=True)
-        """
-    )
+def test_a_thread_that_holds_a_lock_does_not_hang_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The thread is in the middle of an import when the workers start; forked, they would wait for it for ever.
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(1)\n")
+    (tmp_path / "importing_reader.py").write_text("def read(key):\n    import slow_to_import\n    return key\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    read = importlib.import_module("importing_reader").read
+    thread = threading.Thread(target=read, args=(0,))
+    thread.start()
+    time.sleep(0.2)
+    assert list(read_ahead(read, range(4), 2)) == list(range(4))
+    thread.join()
+
+
+def test_workers_with_threads_alive_give_the_same_batches(folder: Folder) -> None:
+    tiles = open_tiles(folder(9))
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        same(list(loader(tiles)), list(loader(tiles, workers=2)))
+    finally:
+        done.set()
+        thread.join()
+
+
+UNGUARDED = """
+import signal, sys, threading, time
+from eosin.data import Quarantine, iterate_tiles, open_tiles
+
+stopping = threading.Event()
+signal.signal(signal.SIGINT, lambda *_: stopping.set())
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+tiles = open_tiles(sys.argv[1])
+after = 0
+for images, rows in iterate_tiles(tiles, size=8, batch_size=1, workers=2, quarantine=Quarantine(None)):
+    if rows[0] == 2:
+        print("ready", flush=True)
+        stopping.wait()
+    after += stopping.is_set()
+print("finished", after, flush=True)
+"""
+
+
+def test_ctrl_c_is_for_the_main_process_to_handle(folder: Folder, tmp_path: Path) -> None:
+    """A script without a main guard that finishes its work after Ctrl-C: the workers carry on and print nothing."""
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
     process = subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, str(script), str(folder(40))],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -293,7 +325,7 @@ def test_ctrl_c_is_seen_by_the_main_process_alone() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
-    assert output == "stopped\n"
+    output, errors = process.communicate(timeout=100)
+    assert output == "finished 38\n"
     assert errors == ""
     assert process.returncode == 0

@@ -181,7 +181,7 @@ class _TrainingReader:
     """Loads one process's part of a batch, given its first global sample."""
 
     def __init__(self, tiles: Tiles, size: int, batch_size: int, seed: int) -> None:
-        self.tiles = tiles
+        self.tiles = tiles.without_columns()
         self.size = size
         self.batch_size = batch_size
         self.seed = seed
@@ -222,7 +222,7 @@ class _RowReader:
     """Loads a batch of consecutive rows, given the first, without the unreadable ones."""
 
     def __init__(self, tiles: Tiles, size: int, batch_size: int) -> None:
-        self.tiles = tiles
+        self.tiles = tiles.without_columns()
         self.size = size
         self.batch_size = batch_size
 

@@ -153,7 +153,7 @@ class _Cutter:
     """Reads an image, makes sure that it can be decoded, and cuts it; runs in the workers."""
 
     def __init__(self, tiles: Tiles, cut: int | None) -> None:
-        self.tiles = tiles
+        self.tiles = tiles.without_columns()
         self.cut = cut
 
     def __call__(self, index: int, /) -> _Pieces | str:

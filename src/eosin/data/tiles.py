@@ -189,6 +189,12 @@ class Tiles:
         }
         return dataclasses.replace(self, names=self.names.take(chosen), source=self.source.take(chosen), **columns)
 
+    def without_columns(self) -> Tiles:
+        """Return the same tiles with names and bytes only, which is what workers need."""
+        return dataclasses.replace(
+            self, label=None, patient=None, slide=None, split=None, mpp=None, x=None, y=None, remarks=()
+        )
+
     def require_labels(self) -> TextColumn:
         """Return the labels of all tiles.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.context import BaseContext
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -23,7 +25,7 @@ V = TypeVar("V", covariant=True)
 
 
 class Reader(Protocol, Generic[K, V]):
-    """What runs in a worker: a pure function of the key, and small to pickle."""
+    """What runs in a worker: a pure function of the key, of an importable kind, and small to pickle."""
 
     def __call__(self, key: K, /) -> V:
         """Return the item of a key."""
@@ -90,10 +92,8 @@ class _Guarded(Dataset[Any]):
 
 
 def _start(dataset: Dataset[Any], keys: Iterable[Any], workers: int) -> Iterator[Any]:
-    with _interrupts_held_back(), _child_handler_kept(), warnings.catch_warnings():
-        # Forking with threads alive is sound here: the workers touch none of the parent's locks. More workers than
-        # cores is the caller's choice.
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with _interrupts_held_back(), _child_handler_kept(), _script_left_out(), warnings.catch_warnings():
+        # More workers than cores is the caller's choice.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader: DataLoader[Any] = DataLoader(
             dataset,
@@ -103,13 +103,43 @@ def _start(dataset: Dataset[Any], keys: Iterable[Any], workers: int) -> Iterator
             num_workers=workers,
             prefetch_factor=2,
             worker_init_fn=_prepare_worker,
-            # Forked workers share the columns of the source with this process; a million names are not sent to each.
-            multiprocessing_context="fork" if sys.platform == "linux" else None,
+            multiprocessing_context=_context(),
             # The workers' base seed, which nothing here uses, would otherwise be drawn from the global generator, and
             # the number of workers would change every later draw.
             generator=torch.Generator(),
         )
         return iter(loader)
+
+
+def _context() -> BaseContext:
+    """Choose how workers start.
+
+    A fork is immediate and shares the source's columns, but copies every lock as it stands: a thread that imports or
+    draws at that moment leaves its lock shut in the child for good. So it is used only while no other thread lives.
+    """
+    if sys.platform == "linux" and threading.active_count() == 1:
+        return multiprocessing.get_context("fork")
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["eosin.data.loader"])
+    return context
+
+
+@contextlib.contextmanager
+def _script_left_out() -> Iterator[None]:
+    """Keep new processes from running the user's script again: readers are importable and need nothing from it.
+
+    A script without `if __name__ == "__main__"` would start itself over in every worker.
+    """
+    main = vars(sys.modules["__main__"])
+    held: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    main["__spec__"] = None
+    main.pop("__file__", None)
+    try:
+        yield
+    finally:
+        main.update(held)
 
 
 def _as_it_is(item: Any) -> Any:
