@@ -66,7 +66,7 @@ def load_color(name: str, options: Options) -> Encoder:
     size = whole_number(options, "size", 224, 1)
     backbone = FEATURES[name]()
     card = Card(
-        spec=f"color:{name}",
+        spec=f"color:{name}" + (f"?size={size}" if "size" in options else ""),
         architecture=f"color:{name}",
         size=size,
         mean=(0.0, 0.0, 0.0),

@@ -10,6 +10,7 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from eosin.core.console import warn
@@ -144,8 +145,6 @@ def _fitted(backbone: torch.nn.Module, state: dict[str, Tensor]) -> dict[str, Te
     own, given = getattr(backbone, "pos_embed", None), state.get("pos_embed")
     if own is None or given is None or own.shape == given.shape or given.ndim != 3 or own.shape[-1] != given.shape[-1]:
         return state
-    from timm.layers import resample_abs_pos_embed
-
     prefix = int(getattr(backbone, "num_prefix_tokens", 0)) if not getattr(backbone, "no_embed_class", False) else 0
     grid = backbone.patch_embed.grid_size  # type: ignore[union-attr]
     return state | {"pos_embed": resample_abs_pos_embed(given, new_size=grid, num_prefix_tokens=prefix)}

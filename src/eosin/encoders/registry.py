@@ -46,11 +46,11 @@ def load_encoder(spec: str) -> Encoder:
     Raises:
         EosinError: If the spec names nothing, an option is unknown, or the weights are absent or damaged.
     """
+    if not spec:
+        raise EosinError("the encoder spec is empty; give one such as timm:resnet50.a1_in1k or a run directory")
     name, _, query = spec.partition("?")
     scheme, separator, rest = name.partition(":")
-    if not separator or Path(name).exists():
-        scheme, rest = "file", name
-    if separator and scheme not in ENCODERS and (os.sep in scheme or len(scheme) == 1):
+    if not separator or os.sep in scheme or Path(name).exists():
         scheme, rest = "file", name
     entry = ENCODERS[scheme]
     options = _options(query, spec, entry)

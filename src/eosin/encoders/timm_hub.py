@@ -35,7 +35,7 @@ def load_timm(name: str, options: Options) -> Encoder:
     config = _pretrained_config(name)
     full_name = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
     size = whole_number(options, "size", int(config.input_size[-1]), 1)
-    path = _weights_path(full_name, config.hf_hub_id)
+    path = _weights_path(full_name, config.hf_hub_id, config.hf_hub_filename or WEIGHTS)
     # The random initial weights are overwritten: drawing them must not move the caller's random state.
     with torch.random.fork_rng(devices=[]):
         backbone = _load(full_name, size, path)
@@ -71,20 +71,20 @@ def _pretrained_config(name: str) -> Any:
     raise EosinError(f"timm:{name}: timm has no such network; {hint}")
 
 
-def _weights_path(name: str, repository: str) -> Path:
+def _weights_path(name: str, repository: str, file: str) -> Path:
     placed = eosin_home() / "encoders" / f"{name}.safetensors"
     if placed.is_file():
         return placed
-    cached = try_to_load_from_cache(repository, WEIGHTS)
+    cached = try_to_load_from_cache(repository, file)
     if isinstance(cached, str):
         return Path(cached)
-    fix = f"download {WEIGHTS} from huggingface.co/{repository} and place it at {placed}"
+    fix = f"download {file} from huggingface.co/{repository} and place it at {placed}"
     # The Hub's client retries for half a minute before it gives up; one short question comes first.
     if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} is out of reach"
         raise EosinError(f"timm:{name}: the weights are not on this machine and {reason}; {fix}")
     try:
-        return Path(hf_hub_download(repository, WEIGHTS))
+        return Path(hf_hub_download(repository, file))
     except Exception as error:
         problem = (str(error).splitlines() or [type(error).__name__])[0]
         raise EosinError(f"timm:{name}: the download failed ({problem}); {fix}") from None
