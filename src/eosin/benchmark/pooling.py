@@ -180,7 +180,7 @@ def compare(out: Path, records: Sequence[Record], metric: str, known: Sequence[C
     stored = {(c["metric"], *c["cells"]): c for c in known}
     cells = _by_cell(records)
     found: list[Comparison] = []
-    for _, family in _families(cells).items():
+    for family in _families(cells).values():
         tests = [t for a, b in combinations(family, 2) if (t := _compare_pair(out, cells[a], cells[b], metric, stored))]
         for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
             test["p_holm"] = float(p)

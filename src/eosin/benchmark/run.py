@@ -227,7 +227,8 @@ class _Run:
         self._write_results()
         value = record["metrics"][COMPARED]["value"]
         shown = "undefined" if value is None else f"{value:.3f}"
-        console.print(f"{subject.name} | {opened.task.name} | {protocol} | seed {seed}: {shown}", markup=False)
+        labels = "" if fraction == 1.0 else f" | {100 * fraction:g} % of labels"
+        console.print(f"{subject.name} | {opened.task.name} | {protocol}{labels} | seed {seed}: {shown}", markup=False)
 
     def _draw(self, path: Path, subject: Subject, opened: OpenTask, data: ProbeData, seed: int) -> None:
         for protocol, fraction in sorted(self._conditions(), key=lambda entry: -entry[1]):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from eosin.benchmark.record import Comparison, Record, Standing
 from eosin.report.load import Results
 
-__all__ = ["HEADLINE", "METRIC_NAMES", "Finding", "best_of", "caveats", "findings", "headline_metric"]
+__all__ = ["HEADLINE", "METRIC_NAMES", "Finding", "best_of", "caveats", "findings", "headline_metric", "overview"]
 
 HEADLINE = "balanced_accuracy"
 METRIC_NAMES = {
@@ -77,6 +77,33 @@ def findings(results: Results, task: str, metric: str) -> list[Finding]:
     return found
 
 
+def overview(found: Sequence[Finding]) -> str:
+    """Say in a sentence or two which encoders lead how often, and how often that is more than chance.
+
+    Args:
+        found: The findings of all tasks.
+
+    Returns:
+        "" when there is nothing to sum up.
+    """
+    if len(found) < 2 or all(finding.tone == "none" for finding in found):
+        return ""
+    wins = Counter(finding.best["encoder"] for finding in found)
+    leader, count = wins.most_common(1)[0]
+    total = len(found)
+    clear = sum(finding.tone == "clear" for finding in found)
+    if count == total:
+        first = f"{leader} scores highest in all {total} pairings of a task and a protocol"
+    else:
+        others = in_words([f"{name} in {number}" for name, number in wins.most_common()[1:]])
+        first = f"{leader} scores highest in {count} of {total} pairings of a task and a protocol, {others}"
+    if clear == total:
+        return f"{first}; each time the lead over every other encoder is more than chance."
+    if not clear:
+        return f"{first}, but in none is the lead over every other encoder more than chance."
+    return f"{first}; in {clear} the lead over every other encoder is more than chance."
+
+
 def _verdict(
     comparisons: Sequence[Comparison], best: Standing, lines: Sequence[Standing], metric: str
 ) -> tuple[str, str]:
@@ -101,11 +128,14 @@ def _verdict(
     if tied:
         closest = max(tests[name][1] for name in tied)
         rest = "" if len(tied) == len(others) else "; the others are lower"
-        return "open", f"Not told apart from {in_words(tied)} by this test (p {_p(closest)}){rest}."
+        return "open", f"Not told apart from {in_words(tied)} by this test (p\N{NO-BREAK SPACE}{_p(closest)}){rest}."
     runner = min(others, key=lambda name: tests[name][0])
     worst = max(tests[name][1] for name in others)
-    what = f"{in_words(others)}" if len(others) == 1 else f"all {len(others)} others"
-    return "clear", f"Ahead of {what}, by at least {tests[runner][0]:.3f} ({runner}; p {_p(worst)})."
+    lead = f"{tests[runner][0]:.3f}"
+    if len(others) == 1:
+        return "clear", f"Ahead of {runner} by {lead} (p\N{NO-BREAK SPACE}{_p(worst)})."
+    what = "both others" if len(others) == 2 else f"all {len(others)} others"
+    return "clear", f"Ahead of {what}; the next, {runner}, is {lead} lower (p\N{NO-BREAK SPACE}{_p(worst)})."
 
 
 def in_words(names: Sequence[str]) -> str:
@@ -116,7 +146,8 @@ def in_words(names: Sequence[str]) -> str:
 
 
 def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}" if value < 0.1 else f"= {value:.2f}"
+    text = "< 0.001" if value < 0.001 else f"= {value:.3f}" if value < 0.1 else f"= {value:.2f}"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def caveats(results: Results, metric: str) -> list[str]:
@@ -152,6 +183,10 @@ def _about_task(task: str, records: Sequence[Record]) -> list[str]:
         )
     elif groups < _FEW_GROUPS:
         found.append(f"{task}: the test images come from {groups} {grouping}s only; intervals from so few are rough.")
+    found += [f"{task}: {note}." for note in dict.fromkeys(n for record in records for n in record.get("notes", ()))]
+    unreadable = max(record.get("n_unreadable", 0) for record in records)
+    if unreadable:
+        found.append(f"{task}: {unreadable:,} tiles could not be read and were left out.")
     return found
 
 

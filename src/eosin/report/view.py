@@ -11,7 +11,7 @@ from typing import Any
 from eosin.benchmark.record import Comparison, Estimate, Record, Standing
 from eosin.report import figures
 from eosin.report.load import Results
-from eosin.report.summary import METRIC_NAMES, Finding, best_of, caveats, findings, headline_metric
+from eosin.report.summary import METRIC_NAMES, Finding, best_of, caveats, findings, headline_metric, overview
 
 __all__ = ["build_view"]
 
@@ -72,6 +72,7 @@ def build_view(results: Results) -> dict[str, Any]:
         "all_synthetic": all(r.get("synthetic") for r in results.records),
         "facts": _facts(results, encoders, tasks),
         "tasks": [_task(results, task, encoders, metrics, metric) for task in tasks],
+        "overview": overview([finding for task in tasks for finding in findings(results, task, metric)]),
         "caveats": caveats(results, metric),
         "fractions": len({record["fraction"] for record in results.records}) > 1,
         "provenance": _provenance(results, encoders),

@@ -19,6 +19,9 @@
   const encoderTone = (name) => tone(data.encoders.indexOf(name));
   const percent = (share) => `${Math.round(100 * share)} %`;
 
+  // Long class names break after an underscore, hyphen or slash rather than anywhere.
+  const breakable = (text) => text.split(/(?<=[_\-/])/).flatMap((part) => [part, element("wbr")]);
+
   function fill(select, values, chosen) {
     select.replaceChildren(...values.map((value) => element("option", { value }, value)));
     if (values.includes(chosen)) select.value = chosen;
@@ -82,6 +85,16 @@
     };
   }
 
+  // With a view box, the printed page can scale a figure that was drawn for the window.
+  function draw(plot, traces, shape) {
+    const first = !plot.classList.contains("js-plotly-plot");
+    Plotly.react(plot, traces, shape, settings);
+    if (!first) return;
+    const mark = () => all(".main-svg", plot).forEach((svg) => svg.setAttribute("viewBox", `0 0 ${svg.getAttribute("width")} ${svg.getAttribute("height")}`));
+    plot.on("plotly_afterplot", mark);
+    mark();
+  }
+
   function frame(parent, title, note, height, label) {
     const plot = element("div", { role: "img", "aria-label": label });
     plot.style.height = `${height}px`;
@@ -100,50 +113,57 @@
 
   function drawBars() {
     const metric = byId("metric").value;
+    const name = data.metric_names[metric];
     const parent = byId("bars");
     parent.replaceChildren();
+    const waiting = [];
     for (const figure of data.bars) {
       const shown = figure.metrics[metric];
       if (!shown) {
-        parent.append(element("figure", {}, element("figcaption", {}, figure.task), element("p", { class: "empty" }, `${data.metric_names[metric]} was not computed for this task.`)));
+        parent.append(element("figure", {}, element("figcaption", {}, figure.task), element("p", { class: "empty" }, `${name} was not computed for this task.`)));
         continue;
       }
-      const name = data.metric_names[metric];
       const plot = frame(parent, figure.task, "", 320, `Bar chart of ${name} on ${figure.task}; the table above holds the numbers`);
-      const traces = Object.entries(shown.encoders).map(([encoder, values]) => ({
-        type: "bar",
-        name: plain(encoder),
-        x: figure.conditions.map(plain),
-        y: values.map((v) => (v ? v.value : null)),
-        text: values.map((v) => (v ? v.value.toFixed(2) : "")),
-        textposition: "inside",
-        insidetextanchor: "start",
-        textangle: 0,
-        textfont: { size: 12 },
-        customdata: values.map((v) => (v && v.low !== null ? `95 % interval ${v.low.toFixed(3)} to ${v.high.toFixed(3)}` : "no interval")),
-        hovertemplate: "<b>%{y:.3f}</b><br>%{customdata}<extra>" + plain(encoder).replace(/%/g, "&#37;") + "</extra>",
-        marker: { color: encoderTone(encoder), cornerradius: 3 },
-        error_y: {
-          type: "data",
-          symmetric: false,
-          array: values.map((v) => (v && v.high !== null ? v.high - v.value : 0)),
-          arrayminus: values.map((v) => (v && v.low !== null ? v.value - v.low : 0)),
-          color: variable("--ink"),
-          thickness: 1.4,
-          width: 4,
-        },
-      }));
-      const mark = shown.chance === null ? {} : dashed(shown.chance, "");
-      Plotly.newPlot(plot, traces, layout({
-        ...mark,
-        barmode: "group",
-        bargap: 0.22,
-        bargroupgap: 0.08,
-        uniformtext: { mode: "hide", minsize: 10 },
-        xaxis: { tickfont: { size: 14, color: variable("--ink") }, showgrid: false },
-        yaxis: { range: [0, 1.03], tickvals: [0, 0.2, 0.4, 0.6, 0.8, 1], tickformat: ".1f", zeroline: true },
-      }), settings);
+      waiting.push([plot, figure, shown]);
     }
+    // A figure takes the width it has once all stand in the grid.
+    for (const [plot, figure, shown] of waiting) drawBarsOf(plot, figure, shown);
+  }
+
+  function drawBarsOf(plot, figure, shown) {
+    const traces = data.encoders.map((encoder) => [encoder, shown.encoders[encoder]]).map(([encoder, values]) => ({
+      type: "bar",
+      name: plain(encoder),
+      x: figure.conditions.map(plain),
+      y: values.map((v) => (v ? v.value : null)),
+      text: values.map((v) => (v ? v.value.toFixed(2) : "")),
+      textposition: "inside",
+      insidetextanchor: "start",
+      textangle: 0,
+      textfont: { size: 12 },
+      customdata: values.map((v) => (v && v.low !== null ? `95 % interval ${v.low.toFixed(3)} to ${v.high.toFixed(3)}` : "no interval")),
+      hovertemplate: "<b>%{y:.3f}</b><br>%{customdata}<extra>" + plain(encoder).replace(/%/g, "&#37;") + "</extra>",
+      marker: { color: encoderTone(encoder), cornerradius: 3 },
+      error_y: {
+        type: "data",
+        symmetric: false,
+        array: values.map((v) => (v && v.high !== null ? v.high - v.value : 0)),
+        arrayminus: values.map((v) => (v && v.low !== null ? v.value - v.low : 0)),
+        color: variable("--ink"),
+        thickness: 1.4,
+        width: 4,
+      },
+    }));
+    const mark = shown.chance === null ? {} : dashed(shown.chance, "");
+    draw(plot, traces, layout({
+      ...mark,
+      barmode: "group",
+      bargap: 0.22,
+      bargroupgap: 0.08,
+      uniformtext: { mode: "hide", minsize: 10 },
+      xaxis: { tickfont: { size: 14, color: variable("--ink") }, showgrid: false },
+      yaxis: { range: [0, 1.03], tickvals: [0, 0.2, 0.4, 0.6, 0.8, 1], tickformat: ".1f", zeroline: true },
+    }));
   }
 
   const dashes = [["solid", ""], ["dot", "2 3"], ["dash", "6 4"], ["longdash", "10 4"], ["dashdot", "8 3 2 3"]];
@@ -155,8 +175,8 @@
     const seeds = unique(data.training.flatMap((panel) => panel.curves.map((curve) => curve.seed))).sort((a, b) => a - b);
     const style = (curve) => dashes[seeds.indexOf(curve.seed) % dashes.length];
     const title = (curve) => (seeds.length > 1 ? `${curve.encoder}, seed ${curve.seed}` : curve.encoder);
-    for (const panel of data.training) {
-      const plot = frame(parent, panel.title, panel.note, 230, `${panel.title} of ${panel.curves.map(title).join("; ")} over training steps`);
+    const plots = data.training.map((panel) => frame(parent, panel.title, panel.note, 230, `${panel.title} of ${panel.curves.map(title).join("; ")} over training steps`));
+    for (const [number, panel] of data.training.entries()) {
       const traces = panel.curves.map((curve) => ({
         type: "scatter",
         mode: curve.steps.length === 1 ? "markers" : curve.steps.length < 40 ? "lines+markers" : "lines",
@@ -168,11 +188,11 @@
       }));
       const level = panel.levels.length === 1 ? panel.levels[0] : null;
       const mark = level === null ? {} : dashed(level, `${panel.level_name} ${level.toFixed(2)}`);
-      Plotly.newPlot(plot, traces, layout({
+      draw(plots[number], traces, layout({
         ...mark,
         xaxis: { showgrid: false, nticks: 5, rangemode: "tozero" },
         yaxis: { nticks: 5, exponentformat: "power", ...(level === null ? {} : { autorangeoptions: { include: level * 1.04 } }) },
-      }), settings);
+      }));
     }
     const runs = new Map(data.training.flatMap((panel) => panel.curves.map((curve) => [title(curve), curve])));
     byId("training-legend").replaceChildren(...[...runs].map(([text, curve]) => {
@@ -204,11 +224,11 @@
       return;
     }
     const totals = entry.counts.map((row) => row.reduce((a, b) => a + b, 0));
-    const head = element("tr", {}, element("td", {}), ...entry.classes.map((name) => element("th", { scope: "col" }, name)));
+    const head = element("tr", {}, element("td", {}), ...entry.classes.map((name) => element("th", { scope: "col" }, ...breakable(name))));
     head.cells[0].style.height = "auto";
     const over = element("tr", {}, element("td", {}), element("th", { colspan: entry.classes.length, scope: "colgroup", class: "over" }, "predicted"));
     over.cells[0].style.height = "auto";
-    const rows = entry.counts.map((row, i) => element("tr", {}, element("th", { scope: "row" }, entry.classes[i]), ...row.map((count, j) => {
+    const rows = entry.counts.map((row, i) => element("tr", {}, element("th", { scope: "row" }, ...breakable(entry.classes[i])), ...row.map((count, j) => {
       const share = totals[i] ? count / totals[i] : 0;
       const cell = element("td", { title: `${count} of ${totals[i]} images of ${entry.classes[i]} predicted as ${entry.classes[j]}` }, totals[i] ? percent(share) : "–", element("small", {}, String(count)));
       Object.assign(cell.style, backdrop(share));
@@ -249,68 +269,84 @@
   ];
   const symbol = (index) => symbols[(index + Math.floor(index / 8)) % 8];
   const hiddenClasses = new Set();
-  let atPoint = -1;
+  const sides = ["first", "second"];
+  const atPoint = { first: -1, second: -1 };
 
-  function currentMap() {
-    return data.embedding.maps.find((e) => e.encoder === byId("map-encoder").value && e.task === byId("map-task").value);
+  const mapPlot = (side) => byId(`map-${side}`);
+  const cardOf = (side) => mapPlot(side).parentNode.querySelector(".tile-card");
+  const mapOf = (side) => data.embedding.maps.find((e) => e.task === byId("map-task").value && e.encoder === byId(`map-${side}-encoder`).value);
+  const classesOf = (map) => unique(map.label).sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
+
+  function pixels(side, map, index) {
+    const plot = mapPlot(side);
+    const { xaxis, yaxis } = plot._fullLayout;
+    return [plot.offsetLeft + xaxis._offset + xaxis.l2p(map.x[index]), plot.offsetTop + yaxis._offset + yaxis.l2p(map.y[index])];
   }
 
-  function hideCard() {
-    byId("tile-card").hidden = true;
+  function hideCards() {
+    for (const side of sides) {
+      cardOf(side).hidden = true;
+      mapPlot(side).parentNode.querySelector(".ring")?.remove();
+    }
   }
 
-  function showCard(map, index) {
-    const plot = byId("map-plot");
-    const card = byId("tile-card");
+  function ring(side, map, index) {
+    const [x, y] = pixels(side, map, index);
+    const circle = element("span", { class: "ring", "aria-hidden": "true" });
+    circle.style.left = `${x}px`;
+    circle.style.top = `${y}px`;
+    mapPlot(side).parentNode.append(circle);
+  }
+
+  function picture(map, index) {
     const sprite = data.embedding.sprites[map.task];
     const place = map.thumbnail[index];
-    card.replaceChildren();
-    if (sprite && place >= 0) {
-      const shown = 128;
-      const picture = element("div", { class: "picture", role: "img", "aria-label": `tile ${map.name[index]}` });
-      const rows = Math.ceil(sprite.count / sprite.columns);
-      Object.assign(picture.style, {
-        backgroundImage: `url(${sprite.src})`,
-        backgroundSize: `${sprite.columns * shown}px ${rows * shown}px`,
-        backgroundPosition: `-${(place % sprite.columns) * shown}px -${Math.floor(place / sprite.columns) * shown}px`,
-      });
-      card.append(picture);
-    }
-    card.append(element("b", {}, map.label[index]));
-    if (map.predicted[index] !== null) {
-      const right = map.predicted[index] === map.label[index];
-      const verdict = element("span", { class: right ? "right" : "wrong" }, right ? "✓ predicted so" : `✗ predicted ${map.predicted[index]}`);
-      card.append(element("div", {}, verdict));
-    }
-    card.append(element("div", { class: "name" }, map.name[index]));
-    card.hidden = false;
-    const { xaxis, yaxis } = plot._fullLayout;
-    const x = plot.offsetLeft + xaxis._offset + xaxis.l2p(map.x[index]);
-    const y = plot.offsetTop + yaxis._offset + yaxis.l2p(map.y[index]);
-    const room = card.parentNode.clientWidth;
-    const left = x + 18 + card.offsetWidth > room ? x - 18 - card.offsetWidth : x + 18;
-    const top = Math.min(y - 30, card.parentNode.clientHeight - card.offsetHeight - 8);
-    card.style.left = `${Math.max(left, 4)}px`;
-    card.style.top = `${Math.max(top, 4)}px`;
+    if (!sprite || place < 0) return [];
+    const shown = 128;
+    const tile = element("div", { class: "picture", role: "img", "aria-label": `tile ${map.name[index]}` });
+    Object.assign(tile.style, {
+      backgroundImage: `url(${sprite.src})`,
+      backgroundSize: `${sprite.columns * shown}px ${Math.ceil(sprite.count / sprite.columns) * shown}px`,
+      backgroundPosition: `-${(place % sprite.columns) * shown}px -${Math.floor(place / sprite.columns) * shown}px`,
+    });
+    return [tile];
   }
 
-  function drawMap() {
-    const plot = byId("map-plot");
-    if (!plot) return;
-    hideCard();
-    atPoint = -1;
-    const map = currentMap();
-    byId("map-note").textContent = "";
+  function judgement(map, index) {
+    if (map.predicted[index] === null) return [];
+    const right = map.predicted[index] === map.label[index];
+    return [element("div", { class: right ? "right" : "wrong" }, right ? "✓ recognized" : `✗ taken for ${map.predicted[index]}`)];
+  }
+
+  function showCard(side, map, index) {
+    hideCards();
+    const card = cardOf(side);
+    card.replaceChildren(...picture(map, index), element("b", {}, map.label[index]), ...judgement(map, index), element("div", { class: "name" }, map.name[index]));
+    card.hidden = false;
+    const [x, y] = pixels(side, map, index);
+    const room = card.parentNode;
+    const left = x + 18 + card.offsetWidth > room.clientWidth ? x - 18 - card.offsetWidth : x + 18;
+    const top = Math.min(y - 30, room.clientHeight - card.offsetHeight - 8);
+    card.style.left = `${Math.max(left, 4)}px`;
+    card.style.top = `${Math.max(top, 4)}px`;
+    ring(side, map, index);
+    const other = sides.find((name) => name !== side);
+    const twin = mapPlot(other).closest(".panel").hidden ? undefined : mapOf(other);
+    const same = twin ? twin.name.indexOf(map.name[index]) : -1;
+    if (same >= 0 && !hiddenClasses.has(twin.label[same])) ring(other, twin, same);
+  }
+
+  function drawMap(side) {
+    const plot = mapPlot(side);
+    const map = mapOf(side);
+    atPoint[side] = -1;
     if (!map) {
       Plotly.purge(plot);
-      byId("map-legend").replaceChildren();
-      plot.replaceChildren(element("p", { class: "empty" }, "No map is stored for this encoder on this task."));
+      plot.replaceChildren(element("p", { class: "empty" }, "No map of this task is stored for this encoder."));
       return;
     }
     if (!plot.classList.contains("js-plotly-plot")) plot.replaceChildren();
-    const classes = unique(map.label).sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
-    drawMapLegend(map, classes);
-    const traces = classes.map((name, number) => {
+    const traces = classesOf(map).map((name, number) => {
       const rows = map.label.map((label, i) => (label === name ? i : -1)).filter((i) => i >= 0);
       return {
         type: "scatter",
@@ -320,57 +356,74 @@
         y: rows.map((i) => map.y[i]),
         customdata: rows,
         hoverinfo: "none",
-        marker: { color: tone(number), symbol: symbol(number)[0], size: 9, opacity: 0.85, line: { width: 0.8, color: variable("--card") } },
+        marker: { color: tone(number), symbol: symbol(number)[0], size: symbol(number)[0].startsWith("triangle") ? 10 : 8, opacity: 0.85, line: { width: 0.8, color: variable("--card") } },
       };
     });
     const bare = { visible: false };
-    Plotly.react(plot, traces, layout({ hovermode: "closest", hoverdistance: 12, xaxis: bare, yaxis: { ...bare, scaleanchor: "x" } }), settings);
+    draw(plot, traces, layout({ hovermode: "closest", hoverdistance: 12, xaxis: bare, yaxis: { ...bare, scaleanchor: "x" } }));
     plot.removeAllListeners("plotly_hover");
     plot.removeAllListeners("plotly_unhover");
-    plot.on("plotly_hover", (event) => showCard(map, event.points[0].customdata));
-    plot.on("plotly_unhover", hideCard);
-    const shown = map.of && map.of > map.x.length ? `${map.x.length} of ${map.of} test tiles` : `${map.x.length} test tiles`;
-    const judged = map.predicted_by ? ` Predictions are those of ${map.predicted_by}.` : "";
-    byId("map-note").textContent = `${shown}, ${map.method ?? "two dimensions"}, seed ${map.seed ?? "?"}.${judged} Distances between far groups, and the axes, carry no meaning.`;
+    plot.on("plotly_hover", (event) => showCard(side, map, event.points[0].customdata));
+    plot.on("plotly_unhover", hideCards);
   }
 
-  function drawMapLegend(map, classes) {
-    byId("map-legend").replaceChildren(...classes.map((name, number) => {
+  function drawMaps() {
+    if (!byId("maps")) return;
+    hideCards();
+    const map = mapOf("first") ?? mapOf("second");
+    byId("map-note").textContent = "";
+    byId("map-legend").replaceChildren();
+    for (const side of sides) drawMap(side);
+    if (!map) return;
+    drawMapLegend(map);
+    const shown = map.of > map.x.length ? `${map.x.length} of ${map.of} test tiles` : `${map.x.length} test tiles`;
+    const judged = map.predicted_by ? ` Predictions are those of ${map.predicted_by}.` : "";
+    byId("map-note").textContent = `${shown}; ${map.method ?? "two dimensions"}; seed ${map.seed ?? "?"}.${judged} The axes, and distances between far groups, carry no meaning.`;
+  }
+
+  function drawMapLegend(map) {
+    byId("map-legend").replaceChildren(...classesOf(map).map((name, number) => {
       const count = map.label.filter((label) => label === name).length;
       const button = element("button", { type: "button", class: "toggle", "aria-pressed": String(!hiddenClasses.has(name)) }, name, element("span", { class: "quiet" }, ` ${count}`));
       button.insertAdjacentHTML("afterbegin", `<svg viewBox="0 0 14 14" aria-hidden="true"><path d="${symbol(number)[1]}" fill="${tone(number)}"/></svg>`);
       button.addEventListener("click", () => {
         if (!hiddenClasses.delete(name)) hiddenClasses.add(name);
-        drawMap();
+        drawMaps();
         byId("map-legend").querySelectorAll("button")[number].focus();
       });
       return element("li", {}, button);
     }));
   }
 
-  function startMap() {
-    if (!byId("map-plot")) return;
-    fill(byId("map-encoder"), unique(data.embedding.maps.map((e) => e.encoder)));
+  function stepThrough(side, event) {
+    if (event.key === "Escape") hideCards();
+    const map = mapOf(side);
+    if (!map || !["ArrowLeft", "ArrowRight"].includes(event.key)) return;
+    event.preventDefault();
+    const rows = map.label.map((_, i) => i).filter((i) => !hiddenClasses.has(map.label[i])).sort((a, b) => map.x[a] - map.x[b]);
+    if (!rows.length) return;
+    const step = event.key === "ArrowRight" ? 1 : -1;
+    const at = rows.indexOf(atPoint[side]);
+    atPoint[side] = rows[at < 0 ? (step > 0 ? 0 : rows.length - 1) : (at + step + rows.length) % rows.length];
+    showCard(side, map, atPoint[side]);
+  }
+
+  function startMaps() {
+    if (!byId("maps")) return;
+    const encoders = unique(data.embedding.maps.map((e) => e.encoder));
     fill(byId("map-task"), unique(data.embedding.maps.map((e) => e.task)));
-    for (const id of ["map-encoder", "map-task"]) {
-      byId(id).addEventListener("change", () => {
-        hiddenClasses.clear();
-        drawMap();
-      });
-    }
-    byId("map-plot").addEventListener("keydown", (event) => {
-      const map = currentMap();
-      if (event.key === "Escape") hideCard();
-      if (!map || !["ArrowLeft", "ArrowRight"].includes(event.key)) return;
-      event.preventDefault();
-      const rows = map.label.map((_, i) => i).filter((i) => !hiddenClasses.has(map.label[i])).sort((a, b) => map.x[a] - map.x[b]);
-      if (!rows.length) return;
-      const step = event.key === "ArrowRight" ? 1 : -1;
-      const at = rows.indexOf(atPoint);
-      atPoint = rows[at < 0 ? (step > 0 ? 0 : rows.length - 1) : (at + step + rows.length) % rows.length];
-      showCard(map, atPoint);
+    fill(byId("map-first-encoder"), encoders, encoders[0]);
+    fill(byId("map-second-encoder"), encoders, encoders[1] ?? encoders[0]);
+    if (encoders.length < 2) mapPlot("second").closest(".panel").hidden = true;
+    byId("map-task").addEventListener("change", () => {
+      hiddenClasses.clear();
+      drawMaps();
     });
-    byId("map-plot").addEventListener("blur", hideCard);
+    for (const side of sides) {
+      byId(`map-${side}-encoder`).addEventListener("change", drawMaps);
+      mapPlot(side).addEventListener("keydown", (event) => stepThrough(side, event));
+      mapPlot(side).addEventListener("blur", hideCards);
+    }
   }
 
   // Page -----------------------------------------------------------------------------------------------------------
@@ -410,7 +463,7 @@
   function drawAll() {
     drawBars();
     drawCurves();
-    drawMap();
+    drawMaps();
     if (data.confusion.length) drawMatrices();
   }
 
@@ -421,7 +474,7 @@
   });
   byId("reference")?.addEventListener("change", showReference);
   startConfusion();
-  startMap();
+  startMaps();
   startCopying();
   startNavigation();
   drawAll();

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eosin.benchmark.cells import OpenTask, cell_key, is_synthetic, open_subject, subset, task_content
+from eosin.encoders import load_encoder
+from eosin.synthetic import write_tiles
+from eosin.tasks import open_task
+
+
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=1, max_size=60),
+    fraction=st.floats(0.01, 1.0),
+    seed=st.integers(0, 5),
+)
+def test_a_label_subset_is_stratified_nested_and_keeps_order(labels, fraction, seed):
+    labels = np.array(labels)
+    rows = np.flatnonzero(np.arange(len(labels)) % 2 == 0)
+    kept = subset(labels, rows, fraction, seed, "train")
+    assert np.array_equal(kept, np.sort(kept))
+    assert set(kept) <= set(rows)
+    for label in np.unique(labels[rows]):
+        count = int((labels[rows] == label).sum())
+        assert int((labels[kept] == label).sum()) == max(1, round(fraction * count))
+    smaller = subset(labels, rows, fraction / 2, seed, "train")
+    assert set(smaller) <= set(kept)
+    assert np.array_equal(kept, subset(labels, rows, fraction, seed, "train"))
+
+
+def test_seeds_and_splits_draw_other_subsets():
+    labels, rows = np.zeros(200, int), np.arange(200)
+    first = subset(labels, rows, 0.3, 0, "train")
+    assert not np.array_equal(first, subset(labels, rows, 0.3, 1, "train"))
+    assert not np.array_equal(first, subset(labels, rows, 0.3, 0, "val"))
+    assert np.array_equal(subset(labels, rows, 1.0, 0, "train"), rows)
+
+
+def test_a_tasks_content_is_everything_but_its_name(index):
+    task = open_task(f"csv:{index}")
+    content = task_content(task)
+    assert content == task_content(replace(task, name="other", reference="other"))
+    changed = task.labels.copy()
+    changed[0] = 2 if changed[0] != 2 else 1
+    for other in (
+        replace(task, labels=changed),
+        replace(task, test=task.test[1:]),
+        replace(task, classes=("x", "b", "c")),
+        replace(task, groups=None, grouping="image"),
+        replace(task, version=task.version + 1),
+        replace(task, tiles=task.tiles.select(np.arange(10))),
+    ):
+        assert task_content(other) != content
+
+
+def test_a_key_tells_cells_apart(index):
+    task = open_task(f"csv:{index}")
+    opened = OpenTask("spec", task, task_content(task), False)
+    subject = open_subject("color", "color:stats", load_encoder("color:stats"))
+    base = cell_key(subject, opened, "knn", 1.0, 0)
+    assert base == cell_key(replace(subject, spec="elsewhere"), replace(opened, spec="other"), "knn", 1.0, 0)
+    others = {
+        cell_key(replace(subject, name="other"), opened, "knn", 1.0, 0),
+        cell_key(replace(subject, fingerprint="0"), opened, "knn", 1.0, 0),
+        cell_key(subject, replace(opened, content="0"), "knn", 1.0, 0),
+        cell_key(subject, opened, "logistic", 1.0, 0),
+        cell_key(subject, opened, "knn", 0.5, 0),
+        cell_key(subject, opened, "knn", 1.0, 1),
+    }
+    assert len(others) == 6
+    assert base not in others
+
+
+@pytest.mark.parametrize("spec", ["csv:{}", "folder:{}"])
+def test_drawn_tiles_are_known_as_synthetic(spec, tmp_path, index):
+    drawn = write_tiles(tmp_path / "drawn", tiles=60, slides=6, size=32)
+    source = spec.format(drawn if spec.startswith("csv") else drawn.parent / "images")
+    assert is_synthetic(open_task(source))
+    assert not is_synthetic(open_task(f"csv:{index}"))

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+
+from eosin.benchmark import BenchmarkConfig
+from eosin.benchmark.config import NamedEncoder, named_encoders, run_directory
+from eosin.core.errors import EosinError
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "spec"),
+    [
+        ("color:stats", "color:stats", "color:stats"),
+        ("color=color:stats", "color", "color:stats"),
+        ("color statistics=color:stats", "color statistics", "color:stats"),
+        ("random:resnet18?seed=3&size=64", "random:resnet18?seed=3&size=64", "random:resnet18?seed=3&size=64"),
+        ("untrained=random:resnet18?seed={seed}", "untrained", "random:resnet18?seed={seed}"),
+        ("runs/lr=0.1/encoder.safetensors", "runs/lr=0.1/encoder.safetensors", "runs/lr=0.1/encoder.safetensors"),
+        ("best=runs/lr=0.1", "best", "runs/lr=0.1"),
+    ],
+)
+def test_an_encoder_is_a_spec_with_or_without_a_name(text, name, spec):
+    assert named_encoders((text,)) == [NamedEncoder(name, spec)]
+
+
+def test_the_seed_is_filled_in_and_other_braces_stay():
+    assert NamedEncoder("m", "runs/{kind}/s{seed}?seed={seed}").spec(7) == "runs/{kind}/s7?seed=7"
+
+
+@pytest.mark.parametrize("texts", [("=color:stats",), ("a=",), ("",), ("a=color:stats", "a=color:histogram")])
+def test_an_encoder_without_name_or_spec_or_twice_is_refused(texts):
+    with pytest.raises(EosinError, match="encoder"):
+        named_encoders(texts)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seeds", [0, 0]),
+        ("fractions", [0.0]),
+        ("fractions", [1.5]),
+        ("encoders", []),
+        ("seeds", [-1]),
+        ("tasks", ["a", "a"]),
+    ],
+)
+def test_senseless_fields_are_refused(field, value, tmp_path):
+    values = {"encoders": ["color:stats"], "tasks": ["x"], "out": tmp_path}
+    with pytest.raises(EosinError, match=field):
+        BenchmarkConfig.parse(values | {field: value}, "benchmark")
+
+
+def test_a_run_directory_is_found_from_its_path_or_its_file(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "metrics.jsonl", "encoder.safetensors"):
+        (run / name).write_text("")
+    assert run_directory(str(run)) == run
+    assert run_directory(f"{run}/encoder.safetensors?size=64") == run
+    assert run_directory(str(tmp_path)) is None
+    assert run_directory(f"{run}/absent/encoder.safetensors") is None
+    assert run_directory("color:stats") is None

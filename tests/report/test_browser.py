@@ -1,0 +1,210 @@
+"""The page in a real browser, opened from disk without a network."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="the browser test needs playwright")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    program = next((path for name in names if (path := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("no Chromium or Chrome is installed")
+    with playwright.sync_playwright() as context:
+        browser = context.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Open a page; at the end, nothing may have been logged as an error or fetched."""
+    complaints, contexts = [], []
+
+    def open_page(path, width=1440, **settings):
+        context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        own = ("data:", "blob:", path.as_uri())
+        page.on("request", lambda r: None if r.url.startswith(own) else complaints.append(r.url))
+        page.goto(path.as_uri())
+        page.wait_for_selector("#bars .main-svg", state="attached")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 1024, 390])
+def test_it_renders_without_overflow(visit, typical_page, width, scheme):
+    page = visit(typical_page, width, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#bars figure").count() == 2
+    assert page.locator("#bars .bars .point").count() > 10
+    assert page.locator("#curves figure").count() == 6
+    assert page.locator("#curves .lines path.js-line").count() >= 6
+    for side in ("first", "second"):
+        assert page.locator(f"#matrix-{side} tbody tr").count() == 4
+        assert page.locator(f"#map-{side} .points path").count() == 120
+    inside = "e => e.getBoundingClientRect().right <= e.closest('figure, .panel').getBoundingClientRect().right + 1"
+    assert all(svg.evaluate(inside) for svg in page.locator(".main-svg").all())
+
+
+def column(page, number):
+    rows = page.locator("#leaderboard .scroll:not([hidden]) >> nth=0 >> tbody tr")
+    return [row.locator("th, td").nth(number).inner_text() for row in rows.all()]
+
+
+def test_headings_sort_by_mouse_and_keyboard(visit, typical_page):
+    page = visit(typical_page)
+    heading = page.locator("#leaderboard .scroll:not([hidden]) >> nth=0 >> thead th >> nth=2")
+    before = [float(text) for text in column(page, 2)]
+    heading.locator("button").click()
+    assert [float(text) for text in column(page, 2)] == sorted(before, reverse=True) != before
+    assert heading.get_attribute("aria-sort") == "descending"
+    heading.locator("button").focus()
+    page.keyboard.press("Enter")
+    assert [float(text) for text in column(page, 2)] == sorted(before)
+    assert heading.get_attribute("aria-sort") == "ascending"
+    page.locator("#leaderboard .scroll:not([hidden]) >> nth=0 >> thead th >> nth=0 >> button").click()
+    names = [text.split()[0] for text in column(page, 0)]
+    assert names == sorted(names)
+    assert heading.get_attribute("aria-sort") == "none"
+
+
+def test_a_gap_stays_last_however_it_is_sorted(visit, typical_page):
+    page = visit(typical_page)
+    table = page.locator("#leaderboard table:visible").nth(1)
+    assert table.locator("tr.gap").count() == 1
+    for _ in range(2):
+        table.locator("thead th").nth(2).locator("button").click()
+        assert "gap" in (table.locator("tbody tr").last.get_attribute("class") or "")
+
+
+def test_the_metric_is_switched(visit, typical_page):
+    page = visit(typical_page)
+    first = column(page, 2)
+    page.select_option("#metric", "auroc")
+    assert "AUROC" in page.locator("#leaderboard table:visible").first.inner_text()
+    assert column(page, 2) != first
+    assert "AUROC" in page.locator("#bars figure div[role=img]").first.get_attribute("aria-label")
+
+
+def test_differences_follow_the_reference(visit, typical_page):
+    page = visit(typical_page)
+    rows = page.locator("#differences tbody tr:visible")
+    assert {row.locator("td").first.inner_text() for row in rows.all()} == {"mocov2"}
+    page.select_option("#reference", "color")
+    rows = page.locator("#differences tbody tr:visible")
+    assert {row.locator("td").first.inner_text() for row in rows.all()} == {"color"}
+    assert {row.locator("th").inner_text() for row in rows.all()} == {"mocov2", "random"}
+
+
+def test_confusion_is_selectable(visit, typical_page):
+    page = visit(typical_page)
+    page.select_option("#confusion-task", "osteosarcoma")
+    assert "necrotic tumor" in page.locator("#matrix-first").inner_text()
+    page.select_option("#confusion-condition", "logistic")
+    page.select_option("#confusion-second", "random")
+    assert "No predictions of random" in page.locator("#matrix-second").inner_text()
+    page.select_option("#confusion-second", "color")
+    shares = page.locator("#matrix-second tbody tr").first.locator("td").all_inner_texts()
+    assert 98 <= sum(int(text.split()[0]) for text in shares) <= 102
+
+
+def test_pointing_at_a_tile_shows_it(visit, typical_page):
+    page = visit(typical_page)
+    page.locator("#map-first").scroll_into_view_if_needed()
+    page.locator("#map-first .points path").nth(30).hover(force=True)
+    card = page.locator("#maps .panel").first.locator(".tile-card")
+    card.wait_for(state="visible")
+    assert "tile_" in card.inner_text()
+    assert "recognized" in card.inner_text() or "taken for" in card.inner_text()
+    picture = card.locator(".picture").evaluate("e => getComputedStyle(e).backgroundImage")
+    assert picture.startswith('url("data:image/jpeg')
+    # The other map circles the same tile.
+    assert page.locator("#maps .ring").count() == 2
+    page.mouse.move(5, 5)
+    card.wait_for(state="hidden")
+
+
+def test_the_map_is_walked_with_arrow_keys(visit, typical_page):
+    page = visit(typical_page)
+    page.locator("#map-second").focus()
+    card = page.locator("#maps .panel").nth(1).locator(".tile-card")
+    seen = set()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+        seen.add(card.inner_text())
+    assert len(seen) == 3
+    page.keyboard.press("Escape")
+    assert card.is_hidden()
+
+
+def test_a_class_is_hidden_and_shown_again(visit, typical_page):
+    page = visit(typical_page)
+    toggle = page.locator("#map-legend button").first
+    toggle.press("Enter")
+    assert toggle.get_attribute("aria-pressed") == "false"
+    assert page.locator("#map-first .points path").count() < 120
+    toggle.press("Enter")
+    assert page.locator("#map-first .points path").count() == 120
+
+
+def test_a_command_is_copied_or_selected(visit, typical_page):
+    page = visit(typical_page)
+    button = page.locator(".copy").first
+    button.click()
+    assert button.inner_text() in ("Copied", "Selected")
+
+
+def test_hostile_names_do_nothing(visit, builder):
+    from eosin.report import write_report
+
+    evil = ("</script><script>alert(1)</script>", "<img src=x onerror=alert(2)>", "javascript:alert(3)")
+    for name in evil:
+        record = builder.cell(name, evil[1], "knn", skill=0.8, classes=evil, images=60)
+        builder.map(record, 40)
+        builder.run(record, 3)
+    page = visit(write_report(builder.write()))
+    page.locator("#map-first .points path").first.hover(force=True)
+    page.locator(".tile-card >> visible=true").wait_for()
+    page.locator("#bars .bars .point").first.hover(force=True)
+    assert page.locator("img").count() == 0
+    assert page.locator("#matrix-first thead").inner_text().count("alert(1)") == 1
+
+
+def test_a_page_with_nothing_but_scores_works(visit, tmp_path):
+    import json
+
+    from eosin.report import write_report
+
+    record = {
+        "encoder": "a", "task": "t", "protocol": "knn", "seed": 0, "n_test": 9,
+        "metrics": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}},
+    }  # fmt: skip
+    (tmp_path / "results.jsonl").write_text(json.dumps(record) + "\n")
+    page = visit(write_report(tmp_path), 1024)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1024
+    assert page.locator("#map .empty").is_visible()

@@ -1,0 +1,264 @@
+"""The page's text: complete, escaped, and honest about what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from eosin.core.errors import EosinError
+from eosin.report import write_report
+from eosin.report.figures import chance, condition
+from eosin.report.load import load_results
+from eosin.report.sprites import Sprite
+
+HOSTILE = "</script><script>alert(1)</script>"
+TAG = "<img src=x onerror=alert(2)>"
+
+
+class Reader(HTMLParser):
+    """Collects tags, text per tag and the JSON of the page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self.json, self.inside = [], [], "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = dict(attrs).get("id", "") if tag == "script" else tag
+
+    def handle_data(self, text):
+        if self.inside == "data":
+            self.json += text
+        elif self.inside not in ("", "style"):
+            self.words.append(text)
+
+
+def read(path):
+    return Reader(path.read_text(encoding="utf-8"))
+
+
+def test_the_page_is_complete_and_calls_nobody(typical_page):
+    text = typical_page.read_text(encoding="utf-8")
+    assert len(text.encode()) < 8e6
+    page = read(typical_page)
+    assert not [
+        t
+        for t in page.tags
+        if {"src", "href"} & set(t[1]) and not str(t[1].get("href", "")).startswith(("#", "data:,"))
+    ]
+    assert {t[1]["id"] for t in page.tags if t[0] == "section"} == {
+        "summary", "leaderboard", "differences", "confusion", "map", "training", "provenance",
+    }  # fmt: skip
+    words = " ".join(" ".join(page.words).split())
+    for wanted in ("Read with care", "How to read the intervals", "no regularization strength converged", "2.6.0"):
+        assert wanted in words
+    for wanted in ("eosin benchmark --encoders", "queue_size: 4096"):
+        assert wanted in words
+    headings = [a for t, a in page.tags if t == "th"]
+    assert all(a.get("scope") in ("row", "col", "colgroup") for a in headings)
+    assert sum(t == "table" for t, _ in page.tags) == sum(t == "caption" for t, _ in page.tags)
+
+
+def test_every_number_of_the_leaderboard_is_on_the_page(typical, typical_page):
+    text = typical_page.read_text(encoding="utf-8")
+    results = load_results(typical)
+    assert len(results.standings) == 11
+    for line in results.standings:
+        for estimate in line["metrics"].values():
+            assert f"{estimate['value']:.3f}" in text
+            assert f"{estimate['low']:.3f}–{estimate['high']:.3f}" in text
+            assert f"± {estimate['sd']:.3f}" in text
+
+
+def test_the_data_of_the_figures(typical_page):
+    data = json.loads(read(typical_page).json)
+    assert data["encoders"] == ["mocov2", "random", "color"]
+    oral, bone = data["bars"]
+    assert oral["conditions"] == ["knn", "logistic"]
+    assert oral["metrics"]["balanced_accuracy"]["chance"] == 0.25
+    assert bone["metrics"]["auroc"]["chance"] == 0.5
+    assert bone["metrics"]["accuracy"]["chance"] is None
+    assert bone["metrics"]["accuracy"]["encoders"]["random"][1] is None
+    panels = {panel["title"]: panel for panel in data["training"]}
+    assert list(panels) == [
+        "Loss", "Online kNN accuracy", "Feature spread", "Effective rank", "Positive similarity", "Learning rate",
+    ]  # fmt: skip
+    assert panels["Loss"]["levels"] == [pytest.approx(np.log(4097), rel=1e-5)]
+    assert [curve["steps"][-1] for curve in panels["Loss"]["curves"]] == [600, 600]
+    maps = data["embedding"]["maps"]
+    assert {(m["encoder"], m["task"]) for m in maps} == {
+        (e, t) for e in data["encoders"] for t in ("oral", "osteosarcoma")
+    }
+    assert data["embedding"]["sprites"]["oral"]["src"].startswith("data:image/jpeg;base64,")
+    # The same tiles in three maps are stored once.
+    assert data["embedding"]["sprites"]["oral"]["count"] == len(set(maps[0]["thumbnail"]))
+
+
+def test_confusion_counts_are_those_of_the_predictions(typical, typical_page):
+    data = json.loads(read(typical_page).json)
+    results = load_results(typical)
+    entry = next(e for e in data["confusion"] if (e["encoder"], e["task"], e["condition"]) == ("random", "oral", "knn"))
+    assert entry["seeds"] == 2
+    counts = dict.fromkeys([(t, p) for t in entry["classes"] for p in entry["classes"]], 0)
+    for record in results.records:
+        if (record["encoder"], record["task"], record["protocol"]) == ("random", "oral", "knn"):
+            for row in pq.read_table(typical / record["predictions"]).to_pylist():
+                counts[row["truth"], row["predicted"]] += 1
+    for i, truth in enumerate(entry["classes"]):
+        assert entry["counts"][i] == [counts[truth, predicted] for predicted in entry["classes"]]
+
+
+def test_names_that_are_html_or_script_stay_text(builder):
+    classes = (HOSTILE, "b" + TAG, "c'\"&{{ 7*7 }}")
+    for encoder in (HOSTILE, TAG):
+        record = builder.cell(
+            encoder, f"task {TAG}", "knn", skill=0.8, classes=classes, images=60, command=f"eosin {HOSTILE}"
+        )
+        builder.map(record, 40)
+        builder.run(record, 3)
+    page = write_report(builder.write())
+    reader = read(page)
+    assert sum(tag == "script" for tag, _ in reader.tags) == 3
+    assert not [tag for tag, _ in reader.tags if tag == "img"]
+    data = json.loads(reader.json)
+    assert data["encoders"] == [HOSTILE, TAG]
+    assert data["confusion"][0]["classes"] == list(classes)
+    assert "49" not in data["confusion"][0]["classes"][2]
+    assert HOSTILE not in reader.json
+    assert HOSTILE in reader.words
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "run `eosin benchmark"),
+        ("", "holds no results"),
+        ('{"encoder": "a"\n{}\n', "line 1 is damaged"),
+        ('{"encoder": "a"}\n', "field 'task' is missing"),
+        ("[1]\n", "not a result record"),
+        ('{"encoder":"a","task":"t","protocol":"p","seed":0,"n_test":1,"metrics":{"accuracy":0.5}}\n', "'metrics'"),
+    ],
+)
+def test_broken_results_are_one_clear_error(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / "results.jsonl").write_text(content)
+    with pytest.raises(EosinError, match=re.escape(message)) as caught:
+        write_report(tmp_path)
+    assert "results.jsonl" in str(caught.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_bare_record_makes_a_page_that_says_what_is_missing(tmp_path):
+    """Only what a record cannot do without: results of another machine, without any other file."""
+    record = {
+        "encoder": "a", "task": "t", "protocol": "knn", "seed": 0, "n_test": 9,
+        "metrics": {"accuracy": {"value": None, "low": None, "high": None, "reason": "one class"}},
+    }  # fmt: skip
+    (tmp_path / "results.jsonl").write_text(json.dumps(record) + "\n")
+    words = " ".join(" ".join(read(write_report(tmp_path)).words).split())
+    for sentence in (
+        "No paired tests are stored",
+        "No per-image predictions",
+        "No embedding map",
+        "no curves",
+        "No command",
+    ):
+        assert sentence in words
+
+
+def test_damaged_and_missing_files_are_listed_not_fatal(builder):
+    records = [builder.cell("a", "t", "knn", skill=0.8, seed=seed) for seed in (0, 1, 2)]
+    builder.map(records[0])
+    builder.run(records[1])
+    out = builder.write()
+    (out / records[0]["map"]).write_bytes(b"not parquet")
+    (out / records[1]["predictions"]).unlink()
+    (out / "run-1" / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step"\n{"step": 3}\n')
+    (out / "leaderboard.jsonl").unlink()
+    results = load_results(out)
+    assert len(results.missing) == 4
+    assert not results.maps
+    assert results.confusions["a", "t", "knn", 1.0].seeds == 2
+    # Without the predictions of all seeds there is a mean and no interval.
+    estimate = results.standings[0]["metrics"]["accuracy"]
+    assert estimate["low"] is None
+    assert estimate["value"] == pytest.approx(np.mean([r["metrics"]["accuracy"]["value"] for r in records]))
+    assert "4 files could not be read" in " ".join(read(write_report(out)).words)
+
+
+def test_comparisons_of_replaced_cells_are_left_out(builder):
+    for name in ("a", "b"):
+        builder.cell(name, "t", "knn", skill=0.8)
+    out = builder.write()
+    assert len(load_results(out).comparisons) == 1
+    lines = (out / "results.jsonl").read_text().splitlines()
+    (out / "results.jsonl").write_text(lines[0] + "\n" + json.dumps(json.loads(lines[1]) | {"key": "new"}) + "\n")
+    assert load_results(out).comparisons == []
+
+
+def test_synthetic_tissue_is_announced(builder):
+    builder.cell("a", "drawn", "knn", skill=0.8, synthetic=True)
+    out = builder.write()
+    words = " ".join(read(write_report(out)).words)
+    assert "Synthetic tissue." in words
+    assert "Every image here was drawn by a program." in words
+    builder.cell("a", "real", "knn", skill=0.8)
+    assert "The images of drawn were drawn by a program." in " ".join(read(write_report(builder.write())).words)
+
+
+def test_no_banner_over_real_tissue(typical_page):
+    assert "drawn by a program" not in " ".join(read(typical_page).words)
+
+
+def test_thumbnails_fit_the_budget_and_keep_their_place(builder):
+    import base64
+    import io
+
+    from PIL import Image
+
+    sprite = Sprite()
+    colors = [(250, 10, 10), (10, 200, 10), (10, 10, 250)]
+    places = []
+    for color in colors:
+        buffer = io.BytesIO()
+        Image.new("RGB", (64, 64), color).save(buffer, "PNG")
+        places.append(sprite.add(buffer.getvalue()))
+    assert places == [0, 1, 2]
+    assert sprite.add(buffer.getvalue()) == 2
+    assert sprite.add(b"no image") == sprite.add(None) == -1
+    large = sprite.encode(10**6)
+    small = sprite.encode(1)
+    assert len(small["src"]) < len(large["src"])
+    with Image.open(io.BytesIO(base64.b64decode(large["src"].partition(",")[2]))) as grid:
+        for place, color in enumerate(colors):
+            x, y = place % large["columns"], place // large["columns"]
+            pixel = grid.getpixel((x * large["side"] + large["side"] // 2, y * large["side"] + large["side"] // 2))
+            assert np.abs(np.array(pixel) - color).max() < 12
+    assert Sprite().encode(10**6) is None
+
+
+def test_conditions_and_chance():
+    assert condition("knn", 1.0) == "knn"
+    assert condition("knn", 0.1) == "knn, 10 % of labels"
+    assert chance("balanced_accuracy", 4) == 0.25
+    assert chance("auroc", 4) == 0.5
+    assert chance("accuracy", 4) is None
+
+
+def test_predictions_of_unlisted_classes_are_left_out(builder):
+    record = builder.cell("a", "t", "knn", skill=0.8, classes=("x", "y"), images=20)
+    out = builder.write()
+    path = out / record["predictions"]
+    table = pq.read_table(path)
+    odd = pa.array(["z", *table["predicted"].to_pylist()[1:]])
+    pq.write_table(table.set_column(table.column_names.index("predicted"), "predicted", odd), path)
+    results = load_results(out)
+    assert not results.confusions
+    assert "names classes that its record does not list" in results.missing[0]
