@@ -67,7 +67,7 @@ def test_two_class_auroc_is_that_of_the_second_class():
     # 1 - p rounds two tiny probabilities to one value: the first column has a tie that the second has not.
     second = np.array([1e-20, 2e-20, 3e-20, 0.5])
     probabilities = np.stack([1 - second, second], axis=1)
-    assert metric_value("auroc", [0, 1, 0, 1], probabilities) == 0.75
+    assert metric_value("auroc", [0, 0, 1, 1], probabilities) == 1.0
 
 
 def test_auroc_is_undefined_with_one_class():

@@ -28,9 +28,26 @@ def changed(data: ProbeData, **values: object) -> ProbeData:
     return ProbeData(**{**{name: getattr(data, name) for name in data.__dataclass_fields__}, **values})
 
 
-pytestmark = pytest.mark.parametrize("name", PROTOCOLS)
+class Spy(type(PROTOCOLS["knn"])):
+    """A protocol that keeps the labels it was shown."""
+
+    def run(self, features, labels, *rest):
+        self.__dict__["seen"] = labels.copy()
+        return super().run(features, labels, *rest)
 
 
+def test_a_protocol_never_sees_the_test_labels():
+    data, spy = probe(), Spy()
+    evaluate(data, spy, resamples=10)
+    assert (spy.__dict__["seen"][data.test] == -1).all()
+    others = np.concatenate([data.train, data.val])
+    np.testing.assert_array_equal(spy.__dict__["seen"][others], data.labels[others])
+
+
+every_protocol = pytest.mark.parametrize("name", PROTOCOLS)
+
+
+@every_protocol
 def test_entry_is_complete(name):
     protocol = PROTOCOLS[name]
     assert protocol.name == name
@@ -39,6 +56,7 @@ def test_entry_is_complete(name):
     assert protocol.higher_is_better
 
 
+@every_protocol
 def test_separable_classes_are_told_apart(name):
     data = probe(skill=8.0)
     result = evaluate(data, name, resamples=100)
@@ -49,6 +67,7 @@ def test_separable_classes_are_told_apart(name):
     json.dumps(result.chosen, allow_nan=False)
 
 
+@every_protocol
 def test_features_without_information_give_chance(name):
     values = [
         evaluate(probe(seed, n=300, skill=0.0), name, resamples=10).metrics["accuracy"]["value"] for seed in range(4)
@@ -56,6 +75,7 @@ def test_features_without_information_give_chance(name):
     assert 0.22 < np.mean(values) < 0.45
 
 
+@every_protocol
 def test_probabilities_are_shares(name):
     data = probe(skill=1.0)
     probabilities = evaluate(data, name, resamples=10).predicted.probabilities
@@ -64,6 +84,7 @@ def test_probabilities_are_shares(name):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, atol=1e-9)
 
 
+@every_protocol
 def test_test_labels_change_neither_choice_nor_probabilities(name):
     data = probe(skill=1.0)
     first = evaluate(data, name, resamples=10)
@@ -80,6 +101,7 @@ def test_test_labels_change_neither_choice_nor_probabilities(name):
         np.testing.assert_array_equal(direct.probabilities, first.predicted.probabilities)
 
 
+@every_protocol
 def test_same_seed_same_bits(name):
     data = probe(skill=1.0)
     one, two = evaluate(data, name, seed=3, resamples=50), evaluate(data, name, seed=3, resamples=50)
@@ -87,6 +109,7 @@ def test_same_seed_same_bits(name):
     np.testing.assert_array_equal(one.predicted.probabilities, two.predicted.probabilities)
 
 
+@every_protocol
 def test_test_images_are_predicted_one_by_one(name):
     data = probe(skill=1.0)
     whole = evaluate(data, name, resamples=10).predicted.probabilities
@@ -94,6 +117,7 @@ def test_test_images_are_predicted_one_by_one(name):
     np.testing.assert_allclose(few, whole[:3], atol=1e-6)
 
 
+@every_protocol
 def test_constant_features(name):
     data = changed(probe(), features=np.full((90, 12), 0.1, np.float32))
     result = evaluate(data, name, resamples=10)
@@ -103,11 +127,13 @@ def test_constant_features(name):
     )
 
 
+@every_protocol
 def test_features_of_zero(name):
     data = changed(probe(), features=np.zeros((90, 12), np.float32))
     assert np.isfinite(evaluate(data, name, resamples=10).predicted.probabilities).all()
 
 
+@every_protocol
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_huge_and_tiny_features(name, scale):
     data = probe(skill=8.0)
@@ -115,6 +141,7 @@ def test_huge_and_tiny_features(name, scale):
     assert evaluate(scaled, name, resamples=10).metrics["accuracy"]["value"] == 1.0
 
 
+@every_protocol
 def test_fewer_training_images_than_neighbors_and_a_class_with_one(name):
     data = probe(skill=8.0)
     train = np.concatenate([data.train[data.labels[data.train] == 0][:4], data.train[data.labels[data.train] == 1][:1]])
@@ -124,6 +151,7 @@ def test_fewer_training_images_than_neighbors_and_a_class_with_one(name):
     assert result.metrics["accuracy"]["value"] < 0.9
 
 
+@every_protocol
 def test_one_class_in_the_test(name):
     data = probe()
     test = data.test[data.labels[data.test] == 1]
@@ -133,12 +161,14 @@ def test_one_class_in_the_test(name):
     assert result.metrics["accuracy"]["value"] is not None
 
 
+@every_protocol
 def test_two_classes(name):
     data = probe(classes=2, skill=8.0)
     result = evaluate(data, name, resamples=10)
     assert result.metrics["auroc"]["value"] == 1.0
 
 
+@every_protocol
 def test_table_of_predictions(name):
     data = probe(skill=1.0)
     result = evaluate(data, name, resamples=10)
@@ -153,6 +183,7 @@ def test_table_of_predictions(name):
     assert accuracy == pytest.approx(result.metrics["accuracy"]["value"])
 
 
+@every_protocol
 def test_unknown_protocol_is_refused(name):
     with pytest.raises(EosinError, match=f"did you mean '{name}'"):
         evaluate(probe(), name + "x")

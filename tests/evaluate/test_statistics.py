@@ -236,6 +236,8 @@ def test_balanced_accuracy_difference_is_scikit_learns():
 
 def test_holm_by_hand():
     np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.9, 0.4]), [0.9, 0.8])
+    np.testing.assert_allclose(holm([0.9, 0.6]), [1.0, 1.0])
     assert holm([]).shape == (0,)
     with pytest.raises(ValueError):
         holm([0.1, float("nan")])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eosin.tasks import splits
 from eosin.tasks.splits import divide, split_hash
 
 
@@ -40,6 +41,22 @@ def test_groups_stay_whole_and_coverage_is_the_best_possible(seed, count, classe
     for label in np.unique(labels):
         if len(np.unique(groups[labels == label])) == 1:
             assert not held[labels == label].any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), images=st.integers(2, 24))
+def test_looking_at_every_division_finds_a_cover_by_itself(seed, images):
+    rng = np.random.default_rng(seed)
+    labels, groups = rng.integers(0, 3, images), rng.integers(0, 7, images).astype(str)
+    if len(np.unique(groups)) == images:
+        return
+    searched = divide(labels, groups, 0.3, seed, "test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "_STARTS", 0)
+        patch.setattr(splits, "_MORE_STARTS", 0)
+        exhausted = divide(labels, groups, 0.3, seed, "test")
+    assert coverage(labels, groups, exhausted) <= coverage(labels, groups, searched)
+    assert not exhausted.all()
 
 
 def test_images_are_divided_to_the_nearest_whole_number_of_each_class():
