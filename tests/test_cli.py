@@ -86,7 +86,7 @@ def test_a_recipes_fields_are_listed_with_values_and_meanings(capsys):
         (["embed", "--encoder", "x"], "--data, --out missing"),
         (["pretrain"], "give a recipe"),
         (["pretrain", "mocov2-smal", "--data", "x", "--out", "y"], "unknown recipe 'mocov2-smal'; did you mean 'mocov2-small'?"),
-        (["pretrain", "mocov2-small", "--out", "y", "--method.momentun", "1"], "unknown field 'method.momentun'; did you mean"),
+        (["pretrain", "mocov2-small", "--out", "y", "--method.momentun", "1"], "method: unknown field 'momentun'; did you mean 'momentum'?"),
         (["pretrain", "mocov2-small", "--out", "y", "--sampels", "1"], "unknown field 'sampels'; did you mean 'samples'?"),
         (["pretrain", "mocov2-small", "--out", "y", "--samples"], "--samples needs a value"),
         (["pretrain", "mocov2-small", "--out", "y", "--samples", "many"], "'samples'"),

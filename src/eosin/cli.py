@@ -361,7 +361,10 @@ def _recipe_help(name: str | None) -> None:
         return
     from eosin.core.config import describe_fields
 
-    table = Table("field", "value", "meaning", title=f"Fields of {name}", title_justify="left")
+    table = Table(title=f"Fields of {name}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("field", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("meaning")
     for field, value, meaning in describe_fields(load_recipe(name)):
         table.add_row(f"--{field}", escape(str(value)), escape(meaning))
     output.print(table)
