@@ -260,6 +260,16 @@ def test_a_killed_worker_is_an_error_that_says_so() -> None:
         list(items)
 
 
+def fail(key: int) -> int:
+    raise RuntimeError("a fault of eosin's own")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_fault_in_a_worker_is_not_taken_for_a_kill(workers: int) -> None:
+    with pytest.raises(RuntimeError, match="a fault of eosin's own"):
+        list(read_ahead(fail, range(3), workers))
+
+
 def test_leaving_early_ends_the_workers() -> None:
     items = read_ahead(echo_slowly, range(1000), 2)
     next(items)

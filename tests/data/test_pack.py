@@ -26,7 +26,7 @@ def test_without_cutting_bytes_are_kept(folder: Folder, tmp_path: Path) -> None:
     assert list(tiles.label) == ["normal", "tumor"]
     assert tiles.slide is None
     assert tiles.x is None
-    assert summary.describe() == f"{tmp_path / 'store'}: 2 tiles from 2 images; no unreadable images"
+    assert str(summary) == f"{tmp_path / 'store'}: 2 tiles from 2 images; no unreadable images"
 
 
 def test_png_is_cut_without_loss(tmp_path: Path, encode: Encode) -> None:
@@ -44,7 +44,7 @@ def test_png_is_cut_without_loss(tmp_path: Path, encode: Encode) -> None:
     assert set(tiles.slide) == {"region"}
     assert (summary.images, summary.tiles, summary.cut) == (1, 6, 1)
     assert summary.margin == pytest.approx(1 - 6 * 400 / (70 * 45))
-    assert "1 images cut, 23.8% of their area in margins left out" in summary.describe()
+    assert "1 images cut, 23.8% of their area in margins left out" in str(summary)
 
 
 @pytest.mark.parametrize(("size", "count"), [((20, 20), 0), ((19, 90), 0), ((21, 20), 1), ((40, 20), 2)])
@@ -92,7 +92,7 @@ def test_unreadable_images_are_listed_in_the_store(folder: Folder, tmp_path: Pat
     summary = pack([str(root)], tmp_path / "store", quarantine_limit=0.1)
     assert summary.tiles == 9
     assert summary.unreadable == (("004.png", "not an image of a known format"),)
-    assert "1 unreadable, listed in" in summary.describe()
+    assert "1 unreadable, listed in" in str(summary)
     assert read_json_lines(tmp_path / "store/quarantine.jsonl") == [
         {"name": "004.png", "reason": "not an image of a known format"}
     ]

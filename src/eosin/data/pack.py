@@ -44,7 +44,7 @@ class PackSummary:
     remarks: tuple[str, ...]
     """What opening the sources left out."""
 
-    def describe(self) -> str:
+    def __str__(self) -> str:
         """Return the closing line."""
         parts = [f"{self.out}: {self.tiles:,} tiles from {self.images:,} images"]
         if self.cut:
@@ -114,13 +114,12 @@ def pack(
     opened = [open_tiles(source, label_column=label_column, splits=splits) for source in sources]
     if not opened:
         raise EosinError("no source given; name a folder, a manifest or a store")
-    prefixes = _prefixes(opened)
     quarantine = Quarantine(None, quarantine_limit)
-    total = sum(map(len, opened))
-    images = tiles_out = cuts = area = kept = 0
+    counts = _Counts()
     with StoreWriter(out) as writer, progress_bar() as progress:
+        total = sum(map(len, opened))
         task = progress.add_task("packing", total=total)
-        for tiles, prefix in zip(opened, prefixes, strict=True):
+        for tiles, prefix in zip(opened, _prefixes(opened), strict=True):
             for index, result in enumerate(read_ahead(_Cutter(tiles, cut), range(len(tiles)), workers)):
                 progress.advance(task)
                 name = prefix + tiles.names[index]
@@ -128,25 +127,35 @@ def pack(
                     quarantine.add(name, result)
                     quarantine.check(total)
                     continue
-                images += 1
-                tiles_out += len(result.pieces)
-                if cut is not None and result.pieces[0].corner is not None:
-                    cuts += 1
-                    area += result.pixels
-                    kept += len(result.pieces) * cut * cut
+                counts.add(result, cut)
                 for piece in result.pieces:
                     _add(writer, tiles, index, name, piece)
-        for name in quarantine.names:
-            append_json_line(writer.directory / "quarantine.jsonl", {"name": name, "reason": quarantine.reason(name)})
-    return PackSummary(
-        out=Path(out),
-        images=images,
-        tiles=tiles_out,
-        cut=cuts,
-        margin=1 - kept / area if area else 0.0,
-        unreadable=tuple((name, quarantine.reason(name)) for name in quarantine.names),
-        remarks=tuple(f"{tiles.spec}: {remark}" for tiles in opened for remark in tiles.remarks),
-    )
+        unreadable = tuple((name, quarantine.reason(name)) for name in quarantine.names)
+        for name, reason in unreadable:
+            append_json_line(writer.directory / "quarantine.jsonl", {"name": name, "reason": reason})
+    remarks = tuple(f"{tiles.spec}: {remark}" for tiles in opened for remark in tiles.remarks)
+    return PackSummary(Path(out), counts.images, counts.tiles, counts.cut, counts.margin, unreadable, remarks)
+
+
+@dataclass
+class _Counts:
+    images: int = 0
+    tiles: int = 0
+    cut: int = 0
+    area: int = 0
+    kept: int = 0
+
+    def add(self, result: _Pieces, cut: int | None) -> None:
+        self.images += 1
+        self.tiles += len(result.pieces)
+        if cut is not None and result.pieces[0].corner is not None:
+            self.cut += 1
+            self.area += result.pixels
+            self.kept += len(result.pieces) * cut * cut
+
+    @property
+    def margin(self) -> float:
+        return 1 - self.kept / self.area if self.area else 0.0
 
 
 class _Cutter:

@@ -64,11 +64,11 @@ def read_ahead(reader: Reader[K, V], keys: Sequence[K], workers: int) -> Iterato
             except StopIteration:
                 return
             except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+                if "exited unexpectedly" not in str(error):
                     raise
                 raise EosinError(
-                    "a loading process was killed, most often for want of memory; use fewer workers or a smaller "
-                    f"batch ({str(error).splitlines()[0]})"
+                    "a loading process was killed, most often for want of memory or of room in /dev/shm; use fewer "
+                    f"workers or a smaller batch ({str(error).splitlines()[0]})"
                 ) from error
             if isinstance(item, EosinError):
                 raise item
