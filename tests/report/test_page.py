@@ -88,7 +88,7 @@ def test_the_data_of_the_figures(typical_page):
     assert bone["metrics"]["accuracy"]["encoders"]["random"][1] is None
     panels = {panel["title"]: panel for panel in data["training"]}
     assert list(panels) == [
-        "Loss", "Online kNN accuracy", "Feature spread", "Effective rank", "Positive similarity", "Learning rate",
+        "Loss", "Online kNN accuracy", "Projection spread", "Effective rank", "Positive similarity", "Learning rate",
     ]  # fmt: skip
     assert panels["Loss"]["levels"] == [pytest.approx(np.log(4097), rel=1e-5)]
     assert [curve["steps"][-1] for curve in panels["Loss"]["curves"]] == [600, 600]

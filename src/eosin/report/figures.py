@@ -18,7 +18,7 @@ _CURVE_POINTS = 400
 _PANELS = (
     ("Loss", ("loss",), "loss_at_chance", "chance", "Lower is better; at the dashed line nothing is learned."),
     ("Online kNN accuracy", ("watch/knn_accuracy",), None, "", "Labelled tiles, frozen features, during training."),
-    ("Feature spread", ("watch/projection_spread",), None, "", "Standard deviation of projections; 0 is collapse."),
+    ("Projection spread", ("watch/projection_spread",), None, "", "Standard deviation, 1 when they fill the sphere; 0 is collapse."),
     ("Effective rank", ("watch/effective_rank",), None, "", "Dimensions that the features span (RankMe)."),
     (
         "Positive similarity",

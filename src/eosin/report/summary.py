@@ -209,7 +209,7 @@ def _about_color(results: Results, metric: str) -> list[str]:
             if color and value is not None and (best["encoder"] in colors or (low is not None and value >= low)):
                 found.append(
                     f"{task}, {finding.protocol}: color alone ({color['encoder']}) reaches {value:.3f}, level with the "
-                    "best encoder here. The task can be solved without looking at structure."
+                    "highest score. Nothing here shows that an encoder sees more than color."
                 )
     return found
 
