@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -241,53 +242,70 @@ def test_default_workers_follow_the_cores_of_the_process(monkeypatch: pytest.Mon
         assert default_workers() == expected
 
 
-def echo_slowly(key: int) -> int:
+READERS = """
+import time
+
+def echo(key):
     time.sleep(0.05)
     return key
 
+def fail(key):
+    raise RuntimeError("a fault of eosin's own")
 
-def test_reading_ahead_keeps_the_order() -> None:
-    assert list(read_ahead(echo_slowly, range(7), 3)) == list(range(7))
-    assert list(read_ahead(echo_slowly, [], 3)) == []
+def imports(key):
+    import slow_to_import
+    return key
+"""
 
 
-def test_a_killed_worker_is_an_error_that_says_so() -> None:
-    items = read_ahead(echo_slowly, range(1000), 2)
+@pytest.fixture
+def readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Readers in a module that a worker can import, however it was started."""
+    (tmp_path / "readers_for_tests.py").write_text(READERS)
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("readers_for_tests", "slow_to_import"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module("readers_for_tests")
+
+
+def test_reading_ahead_keeps_the_order(readers: ModuleType) -> None:
+    assert list(read_ahead(readers.echo, range(7), 3)) == list(range(7))
+    assert list(read_ahead(readers.echo, [], 3)) == []
+
+
+def test_a_killed_worker_is_an_error_that_says_so(readers: ModuleType) -> None:
+    items = read_ahead(readers.echo, range(1000), 2)
     next(items)
-    for child in multiprocessing.active_children():
-        os.kill(child.pid, signal.SIGKILL)
+    workers = multiprocessing.active_children()
+    os.kill(workers[0].pid, signal.SIGKILL)
     with pytest.raises(EosinError, match="a loading process was killed.*use fewer workers or a smaller batch"):
         list(items)
-
-
-def fail(key: int) -> int:
-    raise RuntimeError("a fault of eosin's own")
+    assert not set(workers) & set(multiprocessing.active_children())
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_fault_in_a_worker_is_not_taken_for_a_kill(workers: int) -> None:
+def test_a_fault_in_a_worker_is_not_taken_for_a_kill(readers: ModuleType, workers: int) -> None:
     with pytest.raises(RuntimeError, match="a fault of eosin's own"):
-        list(read_ahead(fail, range(3), workers))
+        list(read_ahead(readers.fail, range(3), workers))
 
 
-def test_leaving_early_ends_the_workers() -> None:
-    items = read_ahead(echo_slowly, range(1000), 2)
+def test_leaving_early_ends_the_workers(readers: ModuleType) -> None:
+    before = set(multiprocessing.active_children())
+    items = read_ahead(readers.echo, range(1000), 2)
     next(items)
-    assert len(multiprocessing.active_children()) == 2
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
     items.close()
-    assert multiprocessing.active_children() == []
+    assert not workers & set(multiprocessing.active_children())
 
 
-def test_a_thread_that_holds_a_lock_does_not_hang_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_holds_a_lock_does_not_hang_the_workers(readers: ModuleType) -> None:
     # The thread is in the middle of an import when the workers start; forked, they would wait for it for ever.
-    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(1)\n")
-    (tmp_path / "importing_reader.py").write_text("def read(key):\n    import slow_to_import\n    return key\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    read = importlib.import_module("importing_reader").read
-    thread = threading.Thread(target=read, args=(0,))
+    thread = threading.Thread(target=readers.imports, args=(0,))
     thread.start()
     time.sleep(0.2)
-    assert list(read_ahead(read, range(4), 2)) == list(range(4))
+    assert list(read_ahead(readers.imports, range(4), 2)) == list(range(4))
     thread.join()
 
 

@@ -59,17 +59,21 @@ def read_ahead(reader: Reader[K, V], keys: Sequence[K], workers: int) -> Iterato
     iterator = _start(_Guarded(reader), keys, min(workers, len(keys)))
     try:
         while True:
+            killed = ""
             try:
                 item = next(iterator)
             except StopIteration:
                 return
             except RuntimeError as error:
-                if "exited unexpectedly" not in str(error):
+                killed = str(error).splitlines()[0]
+                if "exited unexpectedly" not in killed:
                     raise
+            if killed:
+                # Raised here and not above: as its cause the first error would keep the other workers alive.
                 raise EosinError(
                     "a loading process was killed, most often for want of memory or of room in /dev/shm; use fewer "
-                    f"workers or a smaller batch ({str(error).splitlines()[0]})"
-                ) from error
+                    f"workers or a smaller batch ({killed})"
+                )
             if isinstance(item, EosinError):
                 raise item
             yield item
