@@ -90,7 +90,7 @@ def test_the_data_of_the_figures(typical_page):
     assert list(panels) == [
         "Loss", "Online kNN accuracy", "Projection spread", "Effective rank", "Positive similarity", "Learning rate",
     ]  # fmt: skip
-    assert panels["Loss"]["levels"] == [pytest.approx(np.log(4097), rel=1e-5)]
+    assert panels["Loss"]["chance"] == pytest.approx(np.log(4097), rel=1e-5)
     assert [curve["steps"][-1] for curve in panels["Loss"]["curves"]] == [600, 600]
     maps = data["embedding"]["maps"]
     assert {(m["encoder"], m["task"]) for m in maps} == {

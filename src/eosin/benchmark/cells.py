@@ -20,8 +20,9 @@ from eosin.benchmark.record import Record, identity
 from eosin.core.console import warn
 from eosin.core.draws import stream_seed
 from eosin.core.files import atomic_file, short_hash
+from eosin.data import UnreadableImage
 from eosin.encoders import Encoder
-from eosin.evaluate import PROTOCOLS, ProbeData, evaluate
+from eosin.evaluate import PROTOCOLS, Evaluation, ProbeData, evaluate
 from eosin.synthetic.collection import NOTICE
 from eosin.tasks import Task
 
@@ -86,7 +87,10 @@ def task_content(task: Task) -> str:
 
 def is_synthetic(task: Task) -> bool:
     """Tell whether a task's images are procedural: by the task, or by the notice that drawn tiles carry."""
-    return task.synthetic or NOTICE.encode() in task.tiles.read(int(task.test[0]))[:2048]
+    try:
+        return task.synthetic or NOTICE.encode() in task.tiles.read(int(task.test[0]))[:2048]
+    except UnreadableImage:
+        return False
 
 
 def cell_key(subject: Subject, opened: OpenTask, protocol: str, fraction: float, seed: int) -> str:
@@ -155,25 +159,53 @@ def run_cell(
     Raises:
         EosinError: If the protocol cannot be run on these splits, or the disk is full.
     """
-    task, card = opened.task, subject.encoder.card
     part = replace(
         data,
         train=subset(data.labels, data.train, fraction, seed, "train"),
         val=subset(data.labels, data.val, fraction, seed, "val"),
     )
     result = evaluate(part, protocol, seed=seed)
-    groups = result.predicted.names if result.predicted.groups is None else result.predicted.groups
     predictions = f"predictions/{key}.parquet"
     with atomic_file(out / predictions) as file:
         pq.write_table(result.table(), file)
-    record: Record = {
+    record = {
         "key": key,
+        **_about_encoder(subject),
+        **_about_task(opened, result),
+        "protocol": protocol,
+        "protocol_version": PROTOCOLS[protocol].version,
+        "fraction": fraction,
+        "seed": seed,
+        "chosen": result.chosen,
+        "metrics": result.metrics,
+        "predictions": predictions,
+        "map": None,
+        "libraries": about["libraries"],
+        "seconds": round(time.perf_counter() - started, 3),
+        "command": about["command"],
+        "created": utc_now(),
+    }
+    with atomic_file(out / CELLS / f"{key}.json", "w") as file:
+        json.dump(record, file, ensure_ascii=False, indent=1)
+    return cast(Record, record)
+
+
+def _about_encoder(subject: Subject) -> dict[str, Any]:
+    card = subject.encoder.card
+    return {
         "encoder": subject.name,
         "spec": subject.spec,
         "architecture": card.architecture,
         "fingerprint": subject.fingerprint,
         "normalization": {"mean": list(card.mean), "std": list(card.std), "size": card.size},
         "run": None if subject.run is None else str(subject.run),
+    }
+
+
+def _about_task(opened: OpenTask, result: Evaluation) -> dict[str, Any]:
+    task = opened.task
+    groups = result.predicted.names if result.predicted.groups is None else result.predicted.groups
+    return {
         "task": task.name,
         "task_spec": opened.spec,
         "task_version": task.version,
@@ -188,24 +220,9 @@ def run_cell(
         "n_test": result.n_test,
         "n_groups": len(np.unique(np.asarray(groups).astype(str))),
         "n_unreadable": result.dropped,
-        "protocol": protocol,
-        "protocol_version": PROTOCOLS[protocol].version,
-        "fraction": fraction,
-        "seed": seed,
-        "chosen": result.chosen,
-        "metrics": cast(Any, result.metrics),
         "higher_is_better": task.higher_is_better,
         "synthetic": opened.synthetic,
-        "predictions": predictions,
-        "map": None,
-        "libraries": about["libraries"],
-        "seconds": round(time.perf_counter() - started, 3),
-        "command": about["command"],
-        "created": utc_now(),
     }
-    with atomic_file(out / CELLS / f"{key}.json", "w") as file:
-        json.dump(record, file, ensure_ascii=False, indent=1)
-    return record
 
 
 def utc_now() -> str:

@@ -6,7 +6,6 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +131,6 @@ class _Run:
         if (spec, seed) not in self.tasks:
             try:
                 task = open_task(spec, seed=seed, label_column=self.config.label_column)
-                first = self.tasks.get((spec, self.config.seeds[0]))
-                if isinstance(first, OpenTask) and list(first.task.tiles.names) == list(task.tiles.names):
-                    # Another seed is another split of the same tiles, whose content need not be hashed again.
-                    task = replace(task, tiles=first.task.tiles)
                 self.tasks[spec, seed] = OpenTask(spec, task, task_content(task), is_synthetic(task))
             except EosinError as error:
                 self.tasks[spec, seed] = error

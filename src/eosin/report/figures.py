@@ -16,19 +16,14 @@ _SPRITE_BUDGET = 2_400_000
 _CURVE_POINTS = 400
 
 _PANELS = (
-    ("Loss", ("loss",), "loss_at_chance", "chance", "Lower is better; at the dashed line nothing is learned."),
-    ("Online kNN accuracy", ("watch/knn_accuracy",), None, "", "Labelled tiles, frozen features, during training."),
-    ("Projection spread", ("watch/projection_spread",), None, "", "Standard deviation, 1 when they fill the sphere; 0 is collapse."),
-    ("Effective rank", ("watch/effective_rank",), None, "", "Dimensions that the features span (RankMe)."),
-    (
-        "Positive similarity",
-        ("watch/positive_similarity",),
-        None,
-        "",
-        "Cosine of two views of one tile, in the projection.",
-    ),
-    ("Learning rate", ("lr",), None, "", "As applied."),
+    ("Loss", "loss", "Lower is better; at the dashed line nothing is learned."),
+    ("Online kNN accuracy", "watch/knn_accuracy", "Labelled tiles, frozen features, during training."),
+    ("Projection spread", "watch/projection_spread", "Standard deviation, 1 when they fill the sphere; 0 is collapse."),
+    ("Effective rank", "watch/effective_rank", "Dimensions that the features span (RankMe)."),
+    ("Positive similarity", "watch/positive_similarity", "Cosine of two views of one tile, in the projection."),
+    ("Learning rate", "lr", "As applied."),
 )
+"""Title, name in metrics.jsonl, explanation."""
 
 
 def condition(protocol: str, fraction: float) -> str:
@@ -118,14 +113,14 @@ def maps(found: Sequence[EmbeddingMap]) -> dict[str, Any]:
 
 def training(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return one panel per quantity that any run logged, with a curve per run."""
+    chances = {_rounded(line.get("loss_at_chance")) for run in runs for line in run.metrics} - {None}
     panels = []
-    for title, names, level, level_name, note in _PANELS:
-        curves = [curve for run in runs for name in names if (curve := _curve(run, name))]
-        if not curves:
-            continue
-        logged = [_rounded(line.get(level)) for run in runs for line in run.metrics] if level else []
-        levels = sorted({value for value in logged if value is not None})
-        panels.append({"title": title, "note": note, "curves": curves, "levels": levels, "level_name": level_name})
+    for title, name, note in _PANELS:
+        curves = [curve for run in runs if (curve := _curve(run, name))]
+        if curves:
+            # Runs with queues of different sizes have different chances: then no line is drawn.
+            level = next(iter(chances)) if name == "loss" and len(chances) == 1 else None
+            panels.append({"title": title, "note": note, "curves": curves, "chance": level})
     return panels
 
 
