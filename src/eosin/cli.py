@@ -68,7 +68,7 @@ def data_pack(
         sources: folder:DIR, csv:FILE, store:DIR or plain paths.
         out: The store to write; appears whole or not at all.
         cut: Side in pixels: larger images are cut into tiles of this size.
-        splits: Take only tiles of these splits (of sources that have splits).
+        splits: Take only tiles of these splits; every source must then have splits.
         label_column: Column of the label in manifests.
         quarantine_limit: Share of unreadable images above which nothing is written.
     """

@@ -1,0 +1,73 @@
+"""Every registered method keeps the contract of `Method`."""
+
+import copy
+
+import pytest
+import torch
+
+from eosin.encoders import Encoder, build_encoder
+from eosin.methods import METHODS, Method, MethodConfig
+
+SMALL = {"mocov2": {"queue_size": 32, "dim": 8, "norm_group": 4}}
+"""Fields that make a method small enough for a test."""
+
+
+def build(name, seed=0):
+    entry = METHODS[name]
+    config = entry.Config.parse({"name": name, **SMALL[name]}, name)
+    card = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+    return entry(config, lambda: build_encoder("test_resnet", size=32, **card), seed)
+
+
+def views_for(method, batch=8):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(batch, 3, 32, 32, generator=generator) for _ in range(sum(method.views.values()))]
+
+
+@pytest.mark.parametrize("name", METHODS)
+class TestEveryMethod:
+    def test_a_step_gives_loss_scalars_features_and_pairs(self, name):
+        method = build(name)
+        output = method(views_for(method))
+        assert isinstance(method, Method)
+        assert issubclass(method.Config, MethodConfig)
+        assert output.loss.shape == ()
+        assert torch.isfinite(output.loss)
+        assert output.features.shape == (8, method.encoder.width)
+        for vectors in output.pairs:
+            assert not vectors.requires_grad
+            torch.testing.assert_close(vectors.norm(dim=1), torch.ones(8))
+        assert all(not value.requires_grad for value in output.scalars.values())
+
+    def test_gradients_reach_exactly_the_optimised_parameters(self, name):
+        method = build(name)
+        method(views_for(method)).loss.backward()
+        optimised = {id(p) for group in method.parameter_groups() for p in group["params"]}
+        with_gradient = {id(p) for p in method.parameters() if p.grad is not None}
+        assert with_gradient == optimised
+
+    def test_the_evaluated_network_is_an_encoder_and_trains(self, name):
+        method = build(name)
+        assert isinstance(method.encoder, Encoder)
+        assert any(p.requires_grad for p in method.encoder.parameters())
+
+    def test_the_state_is_whole(self, name):
+        """Two copies of one state take the same step."""
+        first, second = build(name, seed=0), build(name, seed=0)
+        first(views_for(first)).loss.backward()
+        first.after_step(0)
+        second.load_state_dict(copy.deepcopy(first.state_dict()))
+        assert first(views_for(first)).loss.equal(second(views_for(second)).loss)
+
+    def test_a_seed_gives_one_start(self, name):
+        states = [build(name, seed).state_dict() for seed in (0, 0, 1)]
+        weights = [torch.cat([v.flatten().float() for v in s.values() if isinstance(v, torch.Tensor)]) for s in states]
+        assert weights[0].equal(weights[1])
+        assert not weights[0].equal(weights[2])
+
+    def test_the_global_generator_is_left_alone(self, name):
+        torch.manual_seed(3)
+        expected = torch.rand(1)
+        torch.manual_seed(3)
+        build(name)
+        assert torch.rand(1).equal(expected)
