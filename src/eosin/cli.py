@@ -44,7 +44,7 @@ def demo(*, out: Path = Path("demo"), minutes: float | None = None) -> int:
     from eosin.demo import run_demo
 
     outcome = run_demo(out, minutes, _command())
-    print_table(outcome.records, output)
+    print_table(outcome.records, output, out)
     output.print(f"Report: {outcome.report} (open it in a browser). Synthetic tissue: no claim about real pathology.")
     if not outcome.won:
         console.print("[red]Pre-training did not beat both baselines on the kNN probe.[/red] Try a larger --minutes.")
@@ -190,7 +190,7 @@ def benchmark(
         "benchmark",
     )
     records = run_benchmark(config, command=_command())
-    print_table(records, output)
+    print_table(records, output, out)
     output.print(f"{escape(str(out / 'results.jsonl'))}; page: eosin report {escape(str(out))}")
     return 0
 

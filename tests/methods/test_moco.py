@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from eosin.encoders import build_encoder
 
 from eosin.core.errors import EosinError
+from eosin.encoders import build_encoder
 from eosin.methods import METHODS, MoCo, MoCoConfig
 
 GRAY = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}

@@ -28,7 +28,7 @@ def tiny(tile_folder):
             "samples": 320,
             "batch_size": 8,
             "precision": "fp32",
-            "log_every": 4,
+            "log": {"every_steps": 4},
             "data": {"source": str(tile_folder), "size": 40, "workers": 0},
             "encoder": {"architecture": "test_resnet", "size": 40, "options": {}},
             "augment": {"views": {"global": {"size": 32}}},

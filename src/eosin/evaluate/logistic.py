@@ -34,6 +34,10 @@ class Fit:
     converged: bool
 
 
+_SMALL = 4_000_000
+"""Values in a feature matrix below which its products run in one thread."""
+
+
 def fit_path(
     features: npt.NDArray[np.float32],
     labels: Rows,
@@ -60,13 +64,16 @@ def fit_path(
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     train, predicted = _reduced(*_standardized(features, rows))
     model = LogisticRegression(solver="lbfgs", max_iter=iterations, tol=tolerance, warm_start=True)
     fits = []
     for strength in strengths:
         model.set_params(C=float(strength))
-        with warnings.catch_warnings(record=True) as caught:
+        # Thousands of small products: waking a second BLAS thread for each costs ten times what it saves.
+        threads = threadpool_limits(1 if train.size < _SMALL else None, user_api="blas")
+        with threads, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model.fit(train, labels)
         probabilities = np.zeros((len(rows), classes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from eosin.core.console import console
 from eosin.core.errors import EosinError
 from eosin.core.files import atomic_file, writable_directory
 from eosin.data import Quarantine, default_workers, open_tiles
@@ -39,6 +40,7 @@ def embed_to_parquet(encoder: str, data: str, out: Path, *, batch_size: int = 64
         raise EosinError(f"{out}: is a directory; give a file such as {out / 'features.parquet'}")
     writable_directory(out.parent)
     tiles = open_tiles(data)
+    console.print(tiles.describe(), markup=False)
     network = load_encoder(encoder)
     quarantine = Quarantine(out.with_suffix(".quarantine.jsonl"))
     workers = default_workers() if workers is None else workers

@@ -160,9 +160,10 @@ class MoCo(Method):
 
     @torch.no_grad()
     def _follow_query(self) -> None:
-        follower, leader = list(self.key.parameters()), list(self.query.parameters())
+        follower: list[Tensor] = list(self.key.parameters())
+        leader: list[Tensor] = [parameter.detach() for parameter in self.query.parameters()]
         torch._foreach_mul_(follower, self.config.momentum)
-        torch._foreach_add_(follower, [p.detach() for p in leader], alpha=1 - self.config.momentum)
+        torch._foreach_add_(follower, leader, alpha=1 - self.config.momentum)
 
     @torch.no_grad()
     def _encode_keys(self, view: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from eosin.core.config import Config
 from eosin.core.errors import EosinError
 from eosin.methods import METHODS, MethodConfig
 from eosin.training.optimizers import OptimizerConfig
+from eosin.training.sinks import LogConfig
 
 __all__ = [
     "FREE_FIELDS",
@@ -23,7 +24,17 @@ __all__ = [
     "WatchConfig",
 ]
 
-FREE_FIELDS = ("checkpoint", "data.workers", "data.quarantine_limit", "watch.on_collapse", "device", "compile")
+FREE_FIELDS = (
+    "checkpoint",
+    "data.workers",
+    "data.quarantine_limit",
+    "watch.on_collapse",
+    "device",
+    "compile",
+    "log.tensorboard",
+    "log.wandb",
+    "log.mlflow",
+)
 """Fields that may change when a run is resumed: none of them changes what is computed."""
 
 
@@ -98,8 +109,6 @@ class PretrainConfig(Config):
     """Compile the networks with torch.compile."""
     device: str | None = None
     """cpu, cuda, cuda:N; null takes the best one present."""
-    log_every: int = Field(10, ge=1)
-    """Optimiser steps between lines of metrics.jsonl."""
     data: DataConfig = DataConfig()
     encoder: EncoderConfig = EncoderConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -107,6 +116,7 @@ class PretrainConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     watch: WatchConfig = WatchConfig()
+    log: LogConfig = LogConfig()
 
     @field_validator("method", mode="before")
     @classmethod

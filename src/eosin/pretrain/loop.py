@@ -74,12 +74,18 @@ def pretrain(config: PretrainConfig, out: Path, *, command: str = "") -> Path:
     with process_group(device):
         tiles = _open(config)
         trainer = _Trainer(config, tiles, device)
-        with (
-            RunDirectory(out, config, free=FREE_FIELDS, command=command, keep=config.checkpoint.keep)
-            if position_in_run() == 0
-            else contextlib.nullcontext() as run
-        ):
+        with _run_directory(config, out, command) as run:
             return trainer.train(out, run)
+
+
+def _run_directory(
+    config: PretrainConfig, out: Path, command: str
+) -> contextlib.AbstractContextManager[RunDirectory | None]:
+    """Return the run directory, which the first process alone writes."""
+    if position_in_run() > 0:
+        return contextlib.nullcontext()
+    keep = config.checkpoint.keep
+    return RunDirectory(out, config, free=FREE_FIELDS, command=command, keep=keep, log=config.log)
 
 
 def _open(config: PretrainConfig) -> Tiles:
@@ -107,7 +113,7 @@ class _Trainer:
         self.config = config
         self.tiles = tiles
         self.device = device
-        self.method = self._build_method().to(device, memory_format=torch.channels_last)
+        self.method = self._build_method().to(device).to(memory_format=torch.channels_last)
         self.model: torch.nn.Module = self.method
         if config.compile:
             for module in self.method.modules():
@@ -156,7 +162,7 @@ class _Trainer:
             return result
         self._resume(out, run)
         self._describe(out)
-        quarantine = Quarantine(out / "quarantine.jsonl" if run else None, self.config.data.quarantine_limit)
+        quarantine = Quarantine(out / "quarantine.jsonl", self.config.data.quarantine_limit)
         with self._signals(), _progress(run is not None, self.config, self.step) as (progress, task):
             self._loop(run, quarantine, progress, task)
         if run is not None:
@@ -181,6 +187,7 @@ class _Trainer:
 
     def _describe(self, out: Path) -> None:
         config = self.config
+        console.print(self.tiles.describe(), markup=False)
         passes = config.samples / len(self.tiles)
         lr = config.optimizer.scaled(config.optimizer.lr, config.batch_size)
         console.print(
@@ -215,7 +222,7 @@ class _Trainer:
             self.seconds["step"] += after - arrived
             self.timed += 1
             last = self.step == config.steps
-            if self.step % config.log_every == 0 or last or self.step % look_every == 0:
+            if self.step % config.log.every_steps == 0 or last or self.step % look_every == 0:
                 self._report(run, progress, task, look=self.step % look_every == 0 or last)
             progress.update(task, completed=self.step)
             if run is not None and (self.step % save_every == 0 or last or self._stop_signal):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from eosin.core.config import Config, differing_fields, read_yaml
+from eosin.core.config import Config, differing_fields, flatten, read_yaml
 from eosin.core.errors import EosinError
 from eosin.core.files import (
     DirectoryLock,
@@ -26,6 +26,7 @@ from eosin.core.files import (
     writable_directory,
 )
 from eosin.training.checkpoints import Checkpoints
+from eosin.training.sinks import LogConfig, Sink, check_sinks, open_sinks
 
 __all__ = ["RunDirectory", "environment"]
 
@@ -34,7 +35,7 @@ _LIBRARIES = ("eosin", "torch", "torchvision", "timm", "numpy", "pillow", "pyarr
 
 def environment(command: str) -> dict[str, Any]:
     """Describe the machine and the library versions, as saved beside every result."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in _LIBRARIES:
         try:
             versions[name] = metadata.version(name)
@@ -63,12 +64,16 @@ class RunDirectory:
             change its result.
         command: The command line, for the record.
         keep: Checkpoints to keep.
+        log: Where records go besides `metrics.jsonl`.
 
     Raises:
         EosinError: If the directory is in use, is not a run, not writable, or holds a run of another configuration.
     """
 
-    def __init__(self, path: Path, config: Config, *, free: Collection[str], command: str, keep: int) -> None:
+    def __init__(
+        self, path: Path, config: Config, *, free: Collection[str], command: str, keep: int, log: LogConfig
+    ) -> None:
+        check_sinks(log)
         self.path = writable_directory(path)
         self.config = config
         self.free = free
@@ -76,7 +81,8 @@ class RunDirectory:
         self.checkpoints = Checkpoints(path / "checkpoints", keep)
         self.metrics_path = path / "metrics.jsonl"
         self._lock = DirectoryLock(path)
-        self._board: Any = None
+        self._log_config = log
+        self._sinks: list[Sink] | None = None
 
     def __enter__(self) -> RunDirectory:
         self._lock.__enter__()
@@ -88,8 +94,8 @@ class RunDirectory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._board is not None:
-            self._board.close()
+        for sink in self._sinks or ():
+            sink.close()
         self._lock.__exit__()
 
     def _take_over(self) -> None:
@@ -118,16 +124,14 @@ class RunDirectory:
         return (self.path / "encoder.safetensors").exists()
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a record, which has a `step`, to `metrics.jsonl` and to TensorBoard."""
+        """Append a record, which has a `step`, to `metrics.jsonl` and to the sinks."""
         append_json_line(self.metrics_path, record)
+        step = record["step"]
         with storage_errors(self.path):
-            if self._board is None:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(self.path / "tb"), purge_step=record["step"])
-            for name, value in record.items():
-                if isinstance(value, int | float) and name != "step":
-                    self._board.add_scalar(name, value, record["step"])
+            if self._sinks is None:
+                self._sinks = open_sinks(self._log_config, self.path, flatten(self.config.plain()), step - 1)
+            for sink in self._sinks:
+                sink.write({name: value for name, value in record.items() if name != "step"}, step)
 
     def rewind(self, step: int) -> None:
         """Drop what was logged after the checkpoint from which the run goes on."""
