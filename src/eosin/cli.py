@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -85,6 +85,7 @@ def pretrain(
     *,
     data: str | None = None,
     out: Path | None = None,
+    on_collapse: Literal["warn", "stop"] | None = None,
     field: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
 ) -> int:
     """Pre-train an encoder on unlabelled tiles; the same command again goes on where it was stopped.
@@ -96,6 +97,7 @@ def pretrain(
         recipe: A recipe's name, or a YAML file such as a run's config.yaml.
         data: Unlabelled tiles: folder:DIR, csv:FILE, store:DIR or a path.
         out: The run directory.
+        on_collapse: What to do when the encoder collapses; short for --watch.on_collapse.
         field: NAME=VALUE, the long form of --NAME VALUE.
     """
     from eosin.core.config import parse_overrides
@@ -107,6 +109,8 @@ def pretrain(
     overrides = parse_overrides([f"--{assignment}" for assignment in field])
     if data is not None:
         overrides["data.source"] = data
+    if on_collapse is not None:
+        overrides["watch.on_collapse"] = on_collapse
     config = load_recipe(recipe, overrides)
     if out is None:
         raise EosinError("--out is missing: name the run directory with --out RUN")

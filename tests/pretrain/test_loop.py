@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,10 +149,11 @@ def test_a_damaged_newest_checkpoint_falls_back(tiny, undisturbed, tmp_path, cap
 
 
 def test_a_finished_run_is_left_alone(tiny, undisturbed, capsys):
-    before = (undisturbed / "metrics.jsonl").read_bytes()
-    pretrain(tiny(), undisturbed)
+    names = ("metrics.jsonl", "environment.json", "config.yaml")
+    before = [(undisturbed / name).read_bytes() for name in names]
+    pretrain(tiny(), undisturbed, command="another")
     assert "finished already" in capsys.readouterr().err
-    assert (undisturbed / "metrics.jsonl").read_bytes() == before
+    assert [(undisturbed / name).read_bytes() for name in names] == before
 
 
 def test_a_changed_configuration_is_refused_by_field(tiny, undisturbed):
@@ -209,6 +211,55 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_checkpoint_kept(tiny, tmp
     step, state = final_state(tmp_path / "run")
     assert step == 20
     assert all(torch.isfinite(v).all() for v in state["method"].values() if isinstance(v, torch.Tensor))
+
+
+def test_weights_that_are_not_finite_are_not_saved(tiny, tmp_path, monkeypatch):
+    """The loss of a step is finite although its gradient is not: the next loss would be the first to show it."""
+    from eosin.methods import MoCo
+
+    contrast = MoCo.contrast
+
+    def broken(self, queries, keys):
+        loss, accuracy = contrast(self, queries, keys)
+        return (loss + (queries.sum() * 0).sqrt() if self.steps == 19 else loss), accuracy
+
+    monkeypatch.setattr(MoCo, "contrast", broken)
+    with pytest.raises(EosinError, match=r"weights are not finite after step 20; the last checkpoint is kept"):
+        pretrain(tiny(), tmp_path / "run")
+    assert final_state(tmp_path / "run")[0] == 10
+
+
+def test_other_tiles_than_the_run_began_with_are_refused(tiny, tile_folder, tmp_path, monkeypatch):
+    from eosin.methods import MoCo
+
+    source = tmp_path / "tiles"
+    shutil.copytree(tile_folder, source)
+    after_step = MoCo.after_step
+
+    def stop(self, step):
+        if step == 25:
+            raise KeyboardInterrupt
+        after_step(self, step)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MoCo, "after_step", stop)
+        pretrain(tiny(data__source=str(source)), tmp_path / "run")
+    (source / "tile-00.png").rename(tmp_path / "aside.png")
+    with pytest.raises(EosinError, match="the tiles are not those that .*run began with"):
+        pretrain(tiny(data__source=str(source)), tmp_path / "run")
+    (tmp_path / "aside.png").rename(source / "tile-00.png")
+    pretrain(tiny(data__source=str(source)), tmp_path / "run")
+    starts = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert len(starts["earlier"]) == 2
+    assert all("earlier" not in start for start in starts["earlier"])
+
+
+def test_tiles_that_cannot_be_read_at_all_are_refused_in_one_line(tiny, tmp_path):
+    for number in range(16):
+        (tmp_path / f"{number:02d}.png").write_text("no image")
+    with pytest.raises(EosinError, match=r"none of 16 tiles can be read \(first '00.png': not an image"):
+        pretrain(tiny(data__source=str(tmp_path)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny, tmp_path):

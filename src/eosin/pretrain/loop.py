@@ -9,6 +9,7 @@ checkpoint goes on to the same bits, whatever the number of decoding processes.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import signal
 import sys
 import time
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from eosin.augment import Views
-from eosin.core.collective import position_in_run, processes
+from eosin.core.collective import average, gather, largest, position_in_run, processes
 from eosin.core.console import console, progress_bar, warn
 from eosin.core.draws import Draws, stream_seed
 from eosin.core.errors import EosinError
@@ -38,6 +39,10 @@ from eosin.training.run import RunDirectory
 from eosin.training.schedules import warmup_cosine
 
 __all__ = ["Interrupted", "pretrain"]
+
+_NOT_FINITE = (
+    "the last checkpoint is kept. Lower --optimizer.lr, lengthen --optimizer.warmup_samples or use --precision fp32"
+)
 
 
 class Interrupted(Exception):
@@ -124,6 +129,7 @@ class _Trainer:
         self.optimizer = build_optimizer(config.optimizer, self.method.parameter_groups())
         self.views = Views(config.augment)
         self.watch = CollapseWatch(self.method.chance_loss, self._piece(), config.watch.grace_steps)
+        self.tiles_hash = _tiles_hash(tiles)
         self.probe = OnlineProbe(config.watch, tiles, config.encoder.size, config.seed)
         self.step = 0
         self.sums: dict[str, Tensor] = {}
@@ -157,8 +163,8 @@ class _Trainer:
 
     def train(self, out: Path, run: RunDirectory | None) -> Path:
         result = out / "encoder.safetensors"
-        if run is not None and run.finished:
-            console.print(f"{out} is finished already: {result}")
+        if result.exists():
+            _say(f"{out} is finished already: {result}")
             return result
         self._resume(out, run)
         self._describe(out)
@@ -167,7 +173,9 @@ class _Trainer:
             self._loop(run, quarantine, progress, task)
         if run is not None:
             save_encoder(self.method.encoder, result)
-            console.print(f"{quarantine.summary()}; encoder: {result}")
+            # Read anew: the other processes have listed theirs in the file.
+            quarantine = Quarantine(out / "quarantine.jsonl", self.config.data.quarantine_limit)
+            _say(f"{quarantine.summary()}; encoder: {result}")
         return result
 
     def _resume(self, out: Path, run: RunDirectory | None) -> None:
@@ -176,21 +184,29 @@ class _Trainer:
         found = Checkpoints(out / "checkpoints").load_newest()
         if found is not None:
             self.step, state = found
+            if state["tiles"] != self.tiles_hash:
+                raise EosinError(
+                    f"{self.tiles.spec}: the tiles are not those that {out} began with; restore them to resume, "
+                    "or choose another --out"
+                )
             self.method.load_state_dict(state["method"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.watch.load_state_dict(state["watch"])
             self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
             self.logged = state["logged"]
-            console.print(f"resuming {out} at step {self.step} of {self.config.steps}")
+            _say(f"resuming {out} at step {self.step} of {self.config.steps}")
+        steps = gather(torch.tensor([self.step], device=self.device))
+        if (steps != self.step).any():
+            raise EosinError(f"{out}: the processes find different checkpoints; give a directory that all hosts share")
         if run is not None:
             run.rewind(self.step)
 
     def _describe(self, out: Path) -> None:
         config = self.config
-        console.print(self.tiles.describe(), markup=False)
+        _say(self.tiles.describe())
         passes = config.samples / len(self.tiles)
         lr = config.optimizer.scaled(config.optimizer.lr, config.batch_size)
-        console.print(
+        _say(
             f"{config.method.name} {config.encoder.architecture}: {len(self.tiles)} tiles, {config.samples} samples = "
             f"{passes:.1f} passes = {config.steps} steps of {config.batch_size}; "
             f"{config.precision} on {self.device}, lr {lr:g} → {out}"
@@ -225,11 +241,21 @@ class _Trainer:
             if self.step % config.log.every_steps == 0 or last or self.step % look_every == 0:
                 self._report(run, progress, task, look=self.step % look_every == 0 or last)
             progress.update(task, completed=self.step)
-            if run is not None and (self.step % save_every == 0 or last or self._stop_signal):
+            stop = self._agreed_stop()
+            if run is not None and (self.step % save_every == 0 or last or stop):
                 self._save(run)
-            if self._stop_signal:
-                raise Interrupted(self._stop_signal, self.step)
+            if stop:
+                raise Interrupted(stop, self.step)
             before = time.perf_counter()
+
+    def _agreed_stop(self) -> int:
+        """Return the signal on which all processes stop after this step, 0 to go on.
+
+        Several processes ask each other with every log line only: the answer makes the host wait for a GPU.
+        """
+        if processes() > 1 and self.step % self.config.log.every_steps:
+            return 0
+        return largest(self._stop_signal, self.device)
 
     # One step ----------------------------------------------------------------------------------------------------
 
@@ -272,18 +298,21 @@ class _Trainer:
             "watch/view_retrieval": view_retrieval(*output.pairs),
         }
         # Sums stay on the device: reading one each step would make the host wait for a GPU.
-        for name, value in scalars.items():
-            value = value.detach().double() / config.accumulate
+        values = average(torch.stack([value.detach().double() for value in scalars.values()])) / config.accumulate
+        for name, value in zip(scalars, values.unbind(), strict=True):
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         if self.device.type == "cpu":
             self._check_finite(self.step + 1)
 
     def _check_finite(self, step: int) -> None:
         if not torch.isfinite(self.sums["loss"]):
-            raise EosinError(
-                f"the loss is not finite at step {step}; the last checkpoint is kept. "
-                "Lower --optimizer.lr, lengthen --optimizer.warmup_samples or use --precision fp32"
-            )
+            raise EosinError(f"the loss is not finite at step {step}; {_NOT_FINITE}")
+
+    def _check_weights(self) -> None:
+        """Refuse to judge or keep what a gradient that is not finite has left; its own loss can still be finite."""
+        weights = [value for value in self.method.state_dict().values() if isinstance(value, Tensor)]
+        if not torch.stack([torch.isfinite(value).all() for value in weights]).all():
+            raise EosinError(f"the weights are not finite after step {self.step}; {_NOT_FINITE}")
 
     def _learning_rate(self) -> float:
         optimizer, batch = self.config.optimizer, self.config.batch_size
@@ -299,6 +328,7 @@ class _Trainer:
     # The log -----------------------------------------------------------------------------------------------------
 
     def _report(self, run: RunDirectory | None, progress: Progress, task: TaskID, *, look: bool) -> None:
+        before = time.perf_counter()
         self._check_finite(self.step)
         count = self.step - self.logged
         record: dict[str, Any] = {"step": self.step, "samples": self.step * self.config.batch_size}
@@ -306,7 +336,10 @@ class _Trainer:
         record["lr"] = self.optimizer.param_groups[0]["lr"]
         record["loss_at_chance"] = self.method.chance_loss
         self.sums, self.logged = {}, self.step
+        # Reading the sums waited for a GPU to finish its steps.
+        self.seconds["step"] += time.perf_counter() - before
         if look and run is not None:
+            self._check_weights()
             record |= self.probe.look(self.method.encoder, self.device)
         total = self.seconds["data"] + self.seconds["step"]
         record["images_per_second"] = self.timed * self.config.batch_size / total if total else 0.0
@@ -326,9 +359,11 @@ class _Trainer:
     def _save(self, run: RunDirectory) -> None:
         if self.sums:
             self._check_finite(self.step)
+        self._check_weights()
         run.checkpoints.save(
             self.step,
             {
+                "tiles": self.tiles_hash,
                 "method": self.method.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "watch": self.watch.state_dict(),
@@ -356,6 +391,20 @@ class _Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _tiles_hash(tiles: Tiles) -> str:
+    """Identify which tiles there are, in which order; their pixels are not read."""
+    digest = hashlib.sha256()
+    for name in tiles.names:
+        digest.update(name.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _say(message: str) -> None:
+    """Print a line, once for all processes."""
+    if position_in_run() == 0:
+        console.print(message, markup=False)
 
 
 @contextlib.contextmanager

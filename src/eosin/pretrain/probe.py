@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from eosin.core.draws import stream_seed
+from eosin.core.errors import EosinError
 from eosin.data import Quarantine, Tiles, iterate_tiles
 from eosin.encoders import Encoder
 from eosin.evaluate.knn import knn_probabilities
 from eosin.evaluate.metrics import metric_value
 from eosin.pretrain.config import WatchConfig
-from eosin.pretrain.watch import effective_rank
+from eosin.pretrain.watch import effective_rank, spread
 from eosin.tasks import open_task
 
 __all__ = ["OnlineProbe"]
@@ -55,8 +56,18 @@ class OnlineProbe:
         self.classes = len(task.classes)
 
     def _load(self, tiles: Tiles) -> tuple[Tensor, npt.NDArray[np.int64]]:
-        """Read tiles once; unreadable ones are left to the training's quarantine."""
-        parts = list(iterate_tiles(tiles, size=self.size, batch_size=64, workers=0, quarantine=Quarantine(None, 1.0)))
+        """Read tiles once; unreadable ones are left to the training's quarantine.
+
+        Raises:
+            EosinError: If none can be read.
+        """
+        quarantine = Quarantine(None, 1.0)
+        parts = list(iterate_tiles(tiles, size=self.size, batch_size=64, workers=0, quarantine=quarantine))
+        if not parts:
+            raise EosinError(
+                f"{tiles.spec}: none of {len(tiles)} tiles can be read (first '{tiles.names[0]}': "
+                f"{quarantine.reason(tiles.names[0])}); check the files"
+            )
         return torch.cat([images for images, _ in parts]), np.concatenate([rows for _, rows in parts])
 
     @torch.no_grad()
@@ -70,7 +81,10 @@ class OnlineProbe:
             parts.append(encoder(batch).float().cpu())
         encoder.train(was_training)
         features = torch.cat(parts)
-        record = {"watch/effective_rank": float(effective_rank(features))}
+        record = {
+            "watch/effective_rank": float(effective_rank(features)),
+            "watch/feature_spread": float(spread(features)),
+        }
         if self.labels is not None:
             train, val = self.labels
             shares = knn_probabilities(

@@ -1,0 +1,75 @@
+"""A run shared by two processes: one log of both, one quarantine, and the run that one process gives."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from eosin.core.files import read_json_lines
+from eosin.pretrain import pretrain
+from eosin.training.checkpoints import Checkpoints
+
+# A transformer has no batch norm, whose running statistics are the first process's own.
+SHORT = {
+    "encoder__architecture": "test_vit",
+    "encoder__size": 32,
+    "samples": 96,
+    "optimizer__warmup_samples": 0,
+    "data__quarantine_limit": 0.5,
+}
+
+
+@pytest.fixture
+def torn_tiles(tile_folder, tmp_path):
+    """The tiles, six of them unreadable."""
+    folder = tmp_path / "tiles"
+    shutil.copytree(tile_folder, folder)
+    for number in range(6):
+        (folder / f"tile-{number:02d}.png").write_text("no image")
+    return str(folder)
+
+
+def start(config, out):
+    path = out.parent / f"{out.name}.yaml"
+    path.write_text(yaml.safe_dump(config.plain()))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "eosin.cli", "pretrain", str(path), "--out", str(out)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def test_two_processes_give_the_run_of_one(tiny, torn_tiles, tmp_path):
+    config = tiny(**SHORT, data__source=torn_tiles)
+    pretrain(config, tmp_path / "one")
+    process = start(config, tmp_path / "two")
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, errors
+    assert errors.count("steps of 8;") == 1
+    assert "6 unreadable tiles left out" in errors
+    one, two = (read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ("loss", "watch/positive_similarity", "lr"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
+    listed = [
+        {entry["name"] for entry in read_json_lines(tmp_path / name / "quarantine.jsonl")} for name in ("one", "two")
+    ]
+    assert listed[0] == listed[1]
+    assert len(listed[0]) == 6
+
+
+def test_a_signal_stops_both_with_one_checkpoint(tiny, tmp_path):
+    process = start(tiny(**SHORT | {"samples": 80_000}, checkpoint__every_steps=100_000), tmp_path / "run")
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    ((step, _),) = Checkpoints(tmp_path / "run" / "checkpoints").saved()
+    assert step % 4 == 0
