@@ -1,5 +1,6 @@
 """Checkpoints: few, checked, and never lost to a damaged or half-written newer one."""
 
+import errno
 import subprocess
 from pathlib import Path
 
@@ -40,6 +41,24 @@ def test_a_damaged_newest_falls_back_and_says_so(tmp_path, capsys):
         path.write_bytes(b"")
     with pytest.raises(EosinError, match="every checkpoint is damaged"):
         checkpoints.load_newest()
+
+
+def test_a_damaged_one_does_not_take_the_place_of_a_whole_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    checkpoints.save(10, state(10))
+    checkpoints.save(20, state(20)).write_bytes(b"")
+    assert checkpoints.load_newest()[0] == 10
+    checkpoints.save(12, state(12))
+    assert [step for step, _ in checkpoints.saved()] == [10, 12]
+
+
+def test_a_directory_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(EosinError, match="no space left"):
+        Checkpoints(tmp_path / "c").save(10, state(10))
 
 
 def test_saving_the_same_step_again_leaves_one(tmp_path):

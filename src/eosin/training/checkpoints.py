@@ -17,7 +17,7 @@ import torch
 
 from eosin.core.console import warn
 from eosin.core.errors import EosinError
-from eosin.core.files import atomic_file
+from eosin.core.files import atomic_file, storage_errors
 
 __all__ = ["Checkpoints"]
 
@@ -49,6 +49,9 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write a checkpoint, then remove those beyond the newest `keep`.
 
+        Checkpoints of later steps, which `load_newest` passed over as damaged, are removed too: they must not stand
+        in the place of whole ones.
+
         Args:
             step: Optimiser steps taken so far.
             state: Tensors, numbers, strings and containers of them.
@@ -62,16 +65,20 @@ class Checkpoints:
         digest = hashlib.sha256(content).hexdigest()[:16]
         path = self.directory / f"step-{step:08d}-{digest}.pt"
         try:
-            self.directory.mkdir(exist_ok=True)
+            with storage_errors(self.directory):
+                self.directory.mkdir(exist_ok=True)
             with atomic_file(path) as file:
                 file.write(content)
         except EosinError as error:
             held = self.saved()
-            kept = f"; the checkpoint of step {held[-1][0]} is kept" if held else ""
-            raise EosinError(f"{error}{kept}") from error
-        others = [old for _, old in self.saved() if old != path]
-        for old in others[: max(0, len(others) + 1 - self.keep)]:
-            old.unlink()
+            note = f"; the checkpoint of step {held[-1][0]} is kept" if held else ""
+            raise EosinError(f"{error}{note}") from error
+        saved = [(at, old) for at, old in self.saved() if old != path]
+        earlier = [old for at, old in saved if at < step]
+        kept = earlier[max(0, len(earlier) + 1 - self.keep) :]
+        for _, old in saved:
+            if old not in kept:
+                old.unlink()
         for part in self.directory.glob(".*.part"):
             part.unlink()
         return path

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.optim import Optimizer
 
 from eosin.core.config import Config
 
 __all__ = ["OptimizerConfig", "build_optimizer", "set_learning_rate"]
+
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class OptimizerConfig(Config):
@@ -32,10 +34,16 @@ class OptimizerConfig(Config):
     """Momentum (sgd)."""
     nesterov: bool = False
     """Nesterov momentum (sgd)."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay rates (adamw)."""
     weight_decay: float = Field(1e-4, ge=0.0)
     """Weight decay."""
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
 
     def scaled(self, lr: float, batch: int) -> float:
         """Return a learning rate as used with a batch of `batch` tiles."""

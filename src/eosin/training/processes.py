@@ -18,23 +18,33 @@ def choose_device(name: str | None) -> torch.device:
     """Return the device to train on.
 
     Args:
-        name: "cpu", "cuda", "cuda:1", "mps", or None for the best one present.
+        name: "cpu", "cuda", "cuda:1", or None for the best one present. Under `torchrun`, "cuda" and None give each
+            process of a host a GPU of its own.
 
     Raises:
         EosinError: If the named device is not there.
     """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
     if name is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        return torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise EosinError(f"device '{name}' is not known; use cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise EosinError(f"device '{name}': no CUDA device is visible here; use --device cpu, or see `eosin doctor`")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise EosinError(f"device '{name}': no Apple GPU is visible here; use --device cpu")
+        device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    else:
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise EosinError(f"device '{name}' is not known; use cpu, cuda or cuda:N") from None
+        if device.type not in ("cpu", "cuda"):
+            raise EosinError(f"device '{name}' is not supported; use cpu, cuda or cuda:N")
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise EosinError(
+                f"device '{name}': no CUDA device is visible here; use --device cpu, or see `eosin doctor`"
+            )
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", local)
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise EosinError(
+            f"device '{device}': {torch.cuda.device_count()} CUDA devices are visible here, counted from 0; name one "
+            "of them, or start fewer processes a host"
+        )
     return device
 
 
