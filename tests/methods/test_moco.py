@@ -214,3 +214,12 @@ def test_a_queue_that_does_not_fit_the_batch_is_refused():
     with pytest.raises(EosinError, match=r"use --method.queue_size 32"):
         build().check(32)
     build().check(12)
+
+
+@pytest.mark.parametrize(("group", "warned"), [(4, False), (8, True)])
+def test_one_batch_norm_group_for_the_whole_batch_is_warned_of(capsys, group, warned):
+    method = build(norm_group=group)
+    for step, views in enumerate(batches(2)):
+        method(views)
+        method.after_step(step)
+    assert capsys.readouterr().err.count("batch norm sees all 8 tiles") == warned

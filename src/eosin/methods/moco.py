@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from eosin.core.collective import gather, local_slice
+from eosin.core.console import warn
 from eosin.core.draws import stream_seed
 from eosin.core.errors import EosinError
 from eosin.encoders import Encoder
@@ -170,7 +171,13 @@ class MoCo(Method):
         """Encode this process's share of the shuffled batch; keep all keys for the queue, return this batch's own."""
         shuffle = self._has_batch_norm
         if shuffle:
+            own = len(view)
             view = gather(view)
+            if self.steps == 0 and not self._new_keys and len(view) == own and self._groups(own) == 1:
+                warn(
+                    f"batch norm sees all {own} tiles of a forward pass at once, so a query can know its key by the "
+                    f"batch's statistics; use --method.norm_group {max(2, own // 2)} or a larger batch"
+                )
             order = self._order(len(view)).to(view.device)
             view = local_slice(view[order])
         keys = gather(self._unit(self.key["head"](self._in_groups(self.key["backbone"], view))))
@@ -192,6 +199,8 @@ class MoCo(Method):
     def _in_groups(self, backbone: nn.Module, images: Tensor) -> Tensor:
         if not self._has_batch_norm:
             return backbone(images)
-        # Near-equal groups: a last group of one or two tiles would have useless statistics.
-        groups = max(1, round(len(images) / self.config.norm_group))
-        return torch.cat([backbone(part) for part in torch.tensor_split(images, groups)])
+        return torch.cat([backbone(part) for part in torch.tensor_split(images, self._groups(len(images)))])
+
+    def _groups(self, tiles: int) -> int:
+        """Count the near-equal groups: a last group of one or two tiles would have useless statistics."""
+        return max(1, round(tiles / self.config.norm_group))
