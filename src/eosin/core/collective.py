@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["gather", "local_slice", "position_in_run", "processes"]
+__all__ = ["average", "gather", "largest", "local_slice", "position_in_run", "processes"]
 
 
 def processes() -> int:
@@ -34,9 +34,39 @@ def gather(tensor: Tensor) -> Tensor:
     """
     if processes() == 1:
         return tensor
+    # The bytes travel as they lie: source and targets must share one memory format.
+    tensor = tensor.contiguous()
     parts = [torch.empty_like(tensor) for _ in range(processes())]
-    dist.all_gather(parts, tensor.contiguous())
+    dist.all_gather(parts, tensor)
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def average(tensor: Tensor) -> Tensor:
+    """Return the mean of the processes' tensors, without gradients.
+
+    Args:
+        tensor: Floating-point, the same shape in every process.
+    """
+    if processes() == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total / processes()
+
+
+def largest(number: int, device: torch.device) -> int:
+    """Return the largest of the processes' numbers; on a GPU this waits for it.
+
+    Args:
+        number: This process's.
+        device: Where the processes exchange tensors.
+    """
+    if processes() == 1:
+        return number
+    value = torch.tensor(number, device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return int(value)
 
 
 def local_slice(tensor: Tensor) -> Tensor:

@@ -113,10 +113,22 @@ class RunDirectory:
                 )
         elif any(not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise EosinError(f"{self.path}: holds other files and no run; choose another --out")
+        if self.finished:
+            return
         with atomic_file(config_path, "w") as file:
             yaml.safe_dump(self.config.plain(), file, sort_keys=False)
-        with atomic_file(self.path / "environment.json", "w") as file:
-            json.dump(environment(self.command) | {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, file, indent=2)
+        self._describe()
+
+    def _describe(self) -> None:
+        """Write `environment.json`: this start, and under `earlier` those before it."""
+        path = self.path / "environment.json"
+        earlier: list[dict[str, Any]] = []
+        if path.exists():
+            last = json.loads(path.read_text(encoding="utf-8"))
+            earlier = [*last.pop("earlier"), last]
+        start = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "earlier": earlier}
+        with atomic_file(path, "w") as file:
+            json.dump(environment(self.command) | start, file, indent=2)
 
     @property
     def finished(self) -> bool:
