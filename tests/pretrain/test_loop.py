@@ -254,6 +254,12 @@ def test_other_tiles_than_the_run_began_with_are_refused(tiny, tile_folder, tmp_
     assert all("earlier" not in start for start in starts["earlier"])
 
 
+@pytest.mark.parametrize(("samples", "warned"), [(40, True), (48, False)])
+def test_a_warm_up_that_fills_the_run_is_warned_of(tiny, tmp_path, capsys, samples, warned):
+    pretrain(tiny(samples=samples), tmp_path / "run")
+    assert ("never reaches this learning rate" in capsys.readouterr().err) == warned
+
+
 def test_tiles_that_cannot_be_read_at_all_are_refused_in_one_line(tiny, tmp_path):
     for number in range(16):
         (tmp_path / f"{number:02d}.png").write_text("no image")

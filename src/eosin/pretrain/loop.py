@@ -211,6 +211,11 @@ class _Trainer:
             f"{passes:.1f} passes = {config.steps} steps of {config.batch_size}; "
             f"{config.precision} on {self.device}, lr {lr:g} → {out}"
         )
+        if config.optimizer.warmup_samples >= config.samples and position_in_run() == 0:
+            warn(
+                f"the warm-up of {config.optimizer.warmup_samples} samples fills the run, which never reaches this "
+                "learning rate; use a shorter --optimizer.warmup_samples"
+            )
 
     def _loop(self, run: RunDirectory | None, quarantine: Quarantine, progress: Progress, task: TaskID) -> None:
         config = self.config
