@@ -74,5 +74,7 @@ def test_every_room_has_a_floor():
 
 def test_the_walk_sees_an_upward_import(tmp_path):
     file = tmp_path / "a.py"
-    file.write_text("def f():\n    from eosin.cli import main\n    import eosin.report.page\n    from eosin import data\n")
+    file.write_text(
+        "def f():\n    from eosin.cli import main\n    import eosin.report.page\n    from eosin import data\n"
+    )
     assert imported_rooms(file) == {"cli", "report", "data"}

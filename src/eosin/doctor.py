@@ -72,7 +72,7 @@ def _device() -> list[Finding]:
 
 
 def _home() -> Finding:
-    home = Path(os.environ.get("EOSIN_HOME", Path.home() / ".cache" / "eosin"))
+    home = Path(os.environ.get("EOSIN_HOME") or Path.home() / ".cache" / "eosin")
     existing = next(path for path in (home, *home.parents) if path.exists())
     fine = os.access(existing, os.W_OK)
     return "EOSIN_HOME", fine, f"{home}" if fine else f"{home} is not writable: set EOSIN_HOME to a folder that is"

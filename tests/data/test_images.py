@@ -200,3 +200,14 @@ def test_jpeg_shrunk_in_decoding_stays_close(real_data: Path) -> None:
         difference = np.abs(quick.astype(int) - np.asarray(whole).transpose(2, 0, 1))
         assert difference.mean() < 1.5
         np.testing.assert_array_equal(quick, load_square(tiles, index, 224))
+
+
+@pytest.mark.parametrize(
+    ("name", "filter_"), [("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)]
+)
+def test_square_image_resizes_by_the_filter_asked_for(name, filter_):
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 90, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    expected = np.asarray(Image.fromarray(pixels).resize((40, 40), filter_)).transpose(2, 0, 1).astype(int)
+    assert np.abs(square_image(buffer.getvalue(), 40, name).astype(int) - expected).max() <= 1

@@ -21,7 +21,9 @@ def test_twenty_steps_of_two_processes_equal_one(tmp_path):
     subprocess.run([sys.executable, SCRIPT, tmp_path / "one.pt"], check=True)
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     workers = [
-        subprocess.Popen([sys.executable, SCRIPT, tmp_path / f"two-{rank}.pt", "gloo"], env=shared | {"RANK": str(rank)})
+        subprocess.Popen(
+            [sys.executable, SCRIPT, tmp_path / f"two-{rank}.pt", "gloo"], env=shared | {"RANK": str(rank)}
+        )
         for rank in range(2)
     ]
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0]

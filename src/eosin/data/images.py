@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["MAXIMUM_PIXELS", "MINIMUM_SIDE", "UnreadableImage", "decode_image", "open_image", "square_image"]
+__all__ = [
+    "MAXIMUM_PIXELS",
+    "MINIMUM_SIDE",
+    "Interpolation",
+    "UnreadableImage",
+    "decode_image",
+    "open_image",
+    "square_image",
+]
 
 MAXIMUM_PIXELS = 178_956_970
 """Images with more pixels are refused: the size at which Pillow takes a file for a decompression bomb."""
@@ -36,6 +45,7 @@ warnings.filterwarnings("ignore", message="The image decoding and encoding capab
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 UInt8Array = npt.NDArray[np.uint8]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 class UnreadableImage(Exception):
@@ -90,8 +100,8 @@ def decode_image(data: bytes, name: str = "") -> UInt8Array:
     return pixels
 
 
-def square_image(data: bytes, size: int) -> UInt8Array:
-    """Decode an image, resize its short side to `size` (bilinear, antialiased) and cut the central square.
+def square_image(data: bytes, size: int, interpolation: Interpolation = "bilinear") -> UInt8Array:
+    """Decode an image, resize its short side to `size` (antialiased) and cut the central square.
 
     A JPEG at least four times as large as needed is shrunk by 2, 4 or 8 while it is decoded (libjpeg's scaled DCT) to
     no less than twice the size, and resized from there: much faster, repeats exactly, and differs from a resize of all
@@ -100,6 +110,7 @@ def square_image(data: bytes, size: int) -> UInt8Array:
     Args:
         data: The encoded bytes.
         size: Side of the result in px.
+        interpolation: Filter of the resize.
 
     Returns:
         uint8 [3, size, size].
@@ -120,7 +131,7 @@ def square_image(data: bytes, size: int) -> UInt8Array:
     if short != size:
         height, width = int(height * size / short), int(width * size / short)
         # On uint8 in channels-last order this is fixed-point arithmetic: the same on any number of threads.
-        pixels = functional.interpolate(pixels[None], size=(height, width), mode="bilinear", antialias=True)[0]
+        pixels = functional.interpolate(pixels[None], size=(height, width), mode=interpolation, antialias=True)[0]
     top, left = round((height - size) / 2), round((width - size) / 2)
     square: UInt8Array = pixels[:, top : top + size, left : left + size].contiguous().numpy()
     return square

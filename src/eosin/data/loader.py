@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eosin.core.draws import permuted, stream_seed
 from eosin.core.errors import EosinError
-from eosin.data.images import UnreadableImage
+from eosin.data.images import Interpolation, UnreadableImage
 from eosin.data.quarantine import Quarantine
 from eosin.data.tiles import Tiles, load_square
 from eosin.data.workers import read_ahead
@@ -146,7 +146,13 @@ class TrainingLoader:
 
 
 def iterate_tiles(
-    tiles: Tiles, *, size: int, batch_size: int, workers: int, quarantine: Quarantine
+    tiles: Tiles,
+    *,
+    size: int,
+    batch_size: int,
+    workers: int,
+    quarantine: Quarantine,
+    interpolation: Interpolation = "bilinear",
 ) -> Iterator[tuple[Tensor, Int64Array]]:
     """Yield every readable tile once, in order.
 
@@ -156,6 +162,7 @@ def iterate_tiles(
         batch_size: Images a batch; fewer in the last one and where tiles are unreadable.
         workers: Loading processes; 0 loads in this one.
         quarantine: Where unreadable tiles are listed.
+        interpolation: Filter with which images are brought to the size.
 
     Yields:
         Images uint8 [B, 3, size, size] and their rows in `tiles`, int64 [B].
@@ -163,7 +170,7 @@ def iterate_tiles(
     Raises:
         EosinError: If too many tiles are unreadable, or a worker is killed.
     """
-    reader = _RowReader(tiles, size, batch_size)
+    reader = _RowReader(tiles, size, batch_size, interpolation)
     for images, rows, bad in read_ahead(reader, range(0, len(tiles), batch_size), workers):
         _quarantine(tiles, bad, quarantine)
         if len(rows):
@@ -221,8 +228,9 @@ class _TrainingReader:
 class _RowReader:
     """Loads a batch of consecutive rows, given the first, without the unreadable ones."""
 
-    def __init__(self, tiles: Tiles, size: int, batch_size: int) -> None:
+    def __init__(self, tiles: Tiles, size: int, batch_size: int, interpolation: Interpolation) -> None:
         self.tiles = tiles.without_columns()
+        self.interpolation = interpolation
         self.size = size
         self.batch_size = batch_size
 
@@ -233,7 +241,7 @@ class _RowReader:
         kept = 0
         for row in rows:
             try:
-                images[kept] = load_square(self.tiles, int(row), self.size)
+                images[kept] = load_square(self.tiles, int(row), self.size, self.interpolation)
                 rows[kept] = row
                 kept += 1
             except UnreadableImage as error:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from eosin.core.errors import EosinError
-from eosin.data.images import UnreadableImage, decode_image, square_image
+from eosin.data.images import Interpolation, UnreadableImage, decode_image, square_image
 
 __all__ = ["DIGEST_BYTES", "ByteSource", "FileBytes", "Names", "Tiles", "digest", "load_square", "text_column"]
 
@@ -232,7 +232,9 @@ class Tiles:
         return f"{count} from {self.spec}" + (f" ({'; '.join(self.remarks)})" if self.remarks else "")
 
 
-def load_square(tiles: Tiles, index: int, size: int) -> npt.NDArray[np.uint8]:
+def load_square(
+    tiles: Tiles, index: int, size: int, interpolation: Interpolation = "bilinear"
+) -> npt.NDArray[np.uint8]:
     """Read a tile, resize its short side to `size` and cut the central square; see `images.square_image`.
 
     Returns:
@@ -241,7 +243,7 @@ def load_square(tiles: Tiles, index: int, size: int) -> npt.NDArray[np.uint8]:
     Raises:
         UnreadableImage: If it cannot be read or decoded.
     """
-    return square_image(tiles.read(index), size)
+    return square_image(tiles.read(index), size, interpolation)
 
 
 def text_column(column: Any) -> TextColumn | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -31,7 +31,7 @@ class Card(Config):
     """Mean of R, G, B in 0..1, subtracted from the input."""
     std: tuple[Positive, Positive, Positive]
     """Standard deviation of R, G, B in 0..1, by which the input is divided."""
-    interpolation: str = "bilinear"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Filter with which images are brought to `size`."""
     mpp: Positive | None = None
     """µm/px of the training tiles; None where unknown or not pathology."""

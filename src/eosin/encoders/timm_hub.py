@@ -45,7 +45,8 @@ def load_timm(name: str, options: Options) -> Encoder:
         size=size,
         mean=config.mean,
         std=config.std,
-        interpolation=config.interpolation,
+        # A few cards name a filter that no antialiased tensor resize has, or "random": timm itself then uses bicubic.
+        interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",
         licence=config.license or "unstated by timm",
         width=embedding_width(backbone),
     )
