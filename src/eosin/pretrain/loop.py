@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import signal
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +22,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eosin.augment import Views
 from eosin.core.collective import average, gather, largest, position_in_run, processes
-from eosin.core.console import console, progress_bar, warn
+from eosin.core.console import console, warn
 from eosin.core.draws import Draws, stream_seed
 from eosin.core.errors import EosinError
 from eosin.data import Quarantine, Tiles, TrainingLoader, default_workers, open_tiles
 from eosin.encoders import Encoder, build_encoder, save_encoder
 from eosin.methods import METHODS, Method
 from eosin.pretrain.config import FREE_FIELDS, PretrainConfig
+from eosin.pretrain.display import in_words, run_progress
 from eosin.pretrain.probe import OnlineProbe
 from eosin.pretrain.watch import CollapseWatch, pair_similarities, spread, view_retrieval
 from eosin.training.optimizers import build_optimizer, set_learning_rate
 from eosin.training.processes import choose_device, process_group
 from eosin.training.run import RunDirectory
 from eosin.training.schedules import warmup_cosine
+from eosin.training.signals import StopSignal
 
 __all__ = ["Interrupted", "pretrain"]
 
@@ -136,7 +136,7 @@ class _Trainer:
         self.logged = 0
         self.seconds = {"data": 0.0, "step": 0.0}
         self.timed = 0
-        self._stop_signal = 0
+        self.stop = StopSignal()
 
     def _build_method(self) -> Method:
         config = self.config
@@ -169,7 +169,7 @@ class _Trainer:
         self._resume(out, run)
         self._describe(out)
         quarantine = Quarantine(out / "quarantine.jsonl", self.config.data.quarantine_limit)
-        with self._signals(), _progress(run is not None, self.config, self.step) as (progress, task):
+        with self.stop.listening(), run_progress(self.config, self.step, shown=run is not None) as (progress, task):
             self._loop(run, quarantine, progress, task)
         if run is not None:
             save_encoder(self.method.encoder, result)
@@ -260,7 +260,7 @@ class _Trainer:
         """
         if processes() > 1 and self.step % self.config.log.every_steps:
             return 0
-        return largest(self._stop_signal, self.device)
+        return largest(self.stop.number, self.device)
 
     # One step ----------------------------------------------------------------------------------------------------
 
@@ -355,7 +355,7 @@ class _Trainer:
         run.log(record)
         progress.update(task, loss=f"loss {record['loss']:.3f}", speed=f"{record['images_per_second']:.0f} img/s")
         if look:
-            progress.console.print(_in_words(record, self.config.steps))
+            progress.console.print(in_words(record, self.config.steps))
         for message in self.watch.judge(record):
             warn(f"step {self.step}: {message}")
             if self.config.watch.on_collapse == "stop":
@@ -377,26 +377,6 @@ class _Trainer:
             },
         )
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Note Ctrl-C and SIGTERM, to stop after the step; a second Ctrl-C stops at once."""
-
-        def note(number: int, _: Any) -> None:
-            if self._stop_signal and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._stop_signal = number
-
-        try:
-            previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: the caller handles signals
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
 
 def _tiles_hash(tiles: Tiles) -> str:
     """Identify which tiles there are, in which order; their pixels are not read."""
@@ -410,21 +390,3 @@ def _say(message: str) -> None:
     """Print a line, once for all processes."""
     if position_in_run() == 0:
         console.print(message, markup=False)
-
-
-@contextlib.contextmanager
-def _progress(shown: bool, config: PretrainConfig, step: int) -> Iterator[tuple[Progress, TaskID]]:
-    with progress_bar("loss", "speed") as progress:
-        progress.disable = not (shown and sys.stderr.isatty())
-        task = progress.add_task(config.method.name, total=config.steps, completed=step, loss="", speed="")
-        yield progress, task
-
-
-def _in_words(record: dict[str, Any], steps: int) -> str:
-    parts = [f"step {record['step']}/{steps}", f"loss {record['loss']:.3f} (chance {record['loss_at_chance']:.2f})"]
-    if "watch/knn_accuracy" in record:
-        parts.append(f"kNN {record['watch/knn_accuracy']:.3f}")
-    parts.append(f"rank {record['watch/effective_rank']:.0f}")
-    parts.append(f"spread {record['watch/projection_spread']:.2f}")
-    parts.append(f"{record['images_per_second']:.0f} img/s")
-    return "  ".join(parts)
