@@ -345,7 +345,7 @@ class _Trainer:
         self.seconds["step"] += time.perf_counter() - before
         if look and run is not None:
             self._check_weights()
-            record |= self.probe.look(self.method.encoder, self.device)
+            record |= self.probe.look(self.method.encoder, self.device, mixed=self.config.precision == "bf16")
         total = self.seconds["data"] + self.seconds["step"]
         record["images_per_second"] = self.timed * self.config.batch_size / total if total else 0.0
         record["data_wait"] = self.seconds["data"] / total if total else 0.0

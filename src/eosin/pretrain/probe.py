@@ -71,14 +71,21 @@ class OnlineProbe:
         return torch.cat([images for images, _ in parts]), np.concatenate([rows for _, rows in parts])
 
     @torch.no_grad()
-    def look(self, encoder: Encoder, device: torch.device) -> dict[str, float]:
-        """Embed the tiles and return the scalars for the log."""
+    def look(self, encoder: Encoder, device: torch.device, *, mixed: bool) -> dict[str, float]:
+        """Embed the tiles and return the scalars for the log.
+
+        Args:
+            encoder: The encoder, left in the mode it was in.
+            device: Where it is.
+            mixed: Embed in bf16, as the run trains.
+        """
         was_training = encoder.training
         encoder.eval()
         parts = []
         for images in self.images.split(64):
             batch = encoder.normalize(images.to(device)).contiguous(memory_format=torch.channels_last)
-            parts.append(encoder(batch).float().cpu())
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
+                parts.append(encoder(batch).float().cpu())
         encoder.train(was_training)
         features = torch.cat(parts)
         record = {
