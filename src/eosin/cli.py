@@ -117,7 +117,8 @@ def pretrain(
     try:
         run(config, out, command=_command())
     except Interrupted as stop:
-        console.print(f"{stop}; a checkpoint is saved. Go on with the same command:\n  {escape(_command())}")
+        if os.environ.get("RANK", "0") == "0":
+            console.print(f"{stop}; a checkpoint is saved. Go on with the same command:\n  {escape(_command())}")
         return 130 if stop.signal == signal.SIGINT else 0
     return 0
 
