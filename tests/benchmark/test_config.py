@@ -23,6 +23,13 @@ def test_an_encoder_is_a_spec_with_or_without_a_name(text, name, spec):
     assert named_encoders((text,)) == [NamedEncoder(name, spec)]
 
 
+def test_a_path_that_exists_is_a_spec_even_with_an_equals_sign(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert named_encoders(("lr=0.1?size=64",)) == [NamedEncoder("lr", "0.1?size=64")]
+    (tmp_path / "lr=0.1").mkdir()
+    assert named_encoders(("lr=0.1?size=64",)) == [NamedEncoder("lr=0.1?size=64", "lr=0.1?size=64")]
+
+
 def test_the_seed_is_filled_in_and_other_braces_stay():
     assert NamedEncoder("m", "runs/{kind}/s{seed}?seed={seed}").spec(7) == "runs/{kind}/s7?seed=7"
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -94,6 +95,28 @@ def test_lock_is_exclusive_and_dies_with_its_process(tmp_path):
         process.wait()
     with DirectoryLock(tmp_path):
         assert f"process {os.getpid()}" in (tmp_path / ".lock").read_text()
+
+
+def test_a_forked_child_does_not_hold_its_parents_lock(tmp_path):
+    code = (
+        "import multiprocessing,pathlib,sys,time; from eosin.core.files import DirectoryLock\n"
+        "lock = DirectoryLock(pathlib.Path(sys.argv[1])).__enter__()\n"
+        "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,)); child.start()\n"
+        "print(child.pid, flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    try:
+        with pytest.raises(EosinError, match=f"in use by process {process.pid}"):
+            DirectoryLock(tmp_path).__enter__()
+        process.kill()
+        process.wait()
+        os.kill(child, 0)
+        with DirectoryLock(tmp_path):
+            pass
+    finally:
+        process.kill()
+        os.kill(child, signal.SIGKILL)
 
 
 def test_json_line_is_one_line(tmp_path):

@@ -81,11 +81,20 @@ def test_links_are_followed_and_loops_end(folder: Folder) -> None:
     (root / "linked.png").symlink_to(elsewhere / "c.png")
     (root / "broken.png").symlink_to(root / "nowhere.png")
     (root / "broken").symlink_to(root / "nowhere")
+    (root / "circle.png").symlink_to(root / "circle.png")
     tiles = open_tiles(root)
-    assert list(tiles.names) == ["broken.png", "linked.png", "linked/c.png", "other/b.png", "real/a.png"]
+    assert list(tiles.names) == ["broken.png", "circle.png", "linked.png", "linked/c.png", "other/b.png", "real/a.png"]
     assert "ignored 3 link(s) to a folder read already" in tiles.remarks
     with pytest.raises(UnreadableImage, match="No such file"):
         tiles.read(0)
+
+
+def test_pipes_are_left_out(folder: Folder) -> None:
+    root = folder(["a.png"])
+    os.mkfifo(root / "b.png")
+    tiles = open_tiles(root)
+    assert list(tiles.names) == ["a.png"]
+    assert tiles.remarks == ("ignored 1 pipe(s), socket(s) or device(s)",)
 
 
 def test_faulty_folders(tmp_path: Path) -> None:

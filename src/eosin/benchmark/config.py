@@ -67,13 +67,16 @@ class NamedEncoder:
 def named_encoders(texts: tuple[str, ...]) -> list[NamedEncoder]:
     """Read ``SPEC`` and ``NAME=SPEC``; a name holds none of the characters ``: / ?``, which specs hold.
 
+    A text that names a file or folder that exists, such as the run ``lr=0.1``, is a spec.
+
     Raises:
         EosinError: If a name or spec is empty, or two encoders have one name.
     """
     encoders: dict[str, NamedEncoder] = {}
     for text in texts:
         name, separator, spec = (part.strip() for part in text.partition("="))
-        if not separator or any(mark in name for mark in ":/?"):
+        exists = Path(text.strip().partition("?")[0]).expanduser().exists()
+        if not separator or exists or any(mark in name for mark in ":/?"):
             name = spec = text.strip()
         if not name or not spec:
             raise EosinError(f"encoder '{text}': write SPEC or NAME=SPEC")

@@ -41,7 +41,7 @@ def writable_directory(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-    except FileExistsError:
+    except (FileExistsError, NotADirectoryError):
         raise EosinError(f"{path}: part of this path is a file; give a directory for the output") from None
     except OSError as error:
         raise _storage_error(path, error) from None
@@ -195,6 +195,18 @@ def short_hash(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+_held: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    """Close a parent's lock files in its forked child: they would hold the lock after the parent's death."""
+    while _held:
+        _held.pop().close()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 class DirectoryLock:
     """An exclusive hold on an output directory, released by the kernel when the process ends, however it ends."""
 
@@ -216,11 +228,14 @@ class DirectoryLock:
         file.write(f"process {os.getpid()}")
         file.flush()
         self._file = file
+        _held.add(file)
         return self
 
     def __exit__(self, *_: object) -> None:
         # The file stays: removing it would let a process that has just opened it hold a lock nobody else can see.
         if self._file is not None:
-            self._file.truncate(0)
-            self._file.close()
+            if not self._file.closed:
+                self._file.truncate(0)
+                self._file.close()
+            _held.discard(self._file)
             self._file = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -91,8 +92,11 @@ def _walk(root: Path) -> tuple[list[str], Counter[str]]:
                     name = f"{relative}/{entry.name}" if relative else entry.name
                     if entry.name.startswith(".") or entry.name == "__MACOSX":
                         ignored["hidden file(s) or folder(s)"] += 1
-                    elif entry.is_dir():
+                    elif _is(entry, os.DirEntry.is_dir):
                         (links if entry.is_symlink() else folders).append(name)
+                    elif not (_is(entry, os.DirEntry.is_file) or entry.is_symlink()):
+                        # A pipe named x.png would be waited for without end.
+                        ignored["pipe(s), socket(s) or device(s)"] += 1
                     elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (millions of files)
                         found.append(name)
                     else:
@@ -100,6 +104,14 @@ def _walk(root: Path) -> tuple[list[str], Counter[str]]:
         except OSError as error:
             raise EosinError(f"{path}: cannot be read ({error.strerror}); change its permissions") from None
     return found, ignored
+
+
+def _is(entry: os.DirEntry[str], kind: Callable[[os.DirEntry[str]], bool]) -> bool:
+    """Ask for the kind of an entry; a link that leads nowhere, or to itself, is of none."""
+    try:
+        return kind(entry)
+    except OSError:
+        return False
 
 
 def _from_folders(names: list[str]) -> tuple[TextColumn | None, TextColumn | None]:
