@@ -96,7 +96,18 @@ def test_a_recipes_fields_are_listed_with_values_and_meanings(capsys):
         (["pretrain", "mocov2-small", "--data", "x"], "--out is missing"),
         (["pretrain", "absent.yaml", "--out", "y"], "no such recipe file"),
         (["demo", "--minutes", "0", "--out", "y"], "--minutes 0"),
+        (["demo", "--minutes", "soon", "--out", "y"], "--minutes: 'soon' is no FLOAT"),
+        (["demo", "--minutes"], "Missing value for argument '--minutes'"),
         (["report", "absent"], "absent"),
+        (["report"], "Missing from eosin report"),
+        (["report", "absent", "more"], "Unrecognized options: more"),
+        (["report", "--out", "x"], "unknown option '--out'; see `eosin report --help`"),
+        (["pretrain", "mocov2-small", "--on-collapse", "die", "--out", "y"], "invalid choice 'die'"),
+        (["pretrain", "mocov2-small", "--data", "", "--out", "y"], "the value of --data is empty"),
+        (["pretrain", "mocov2-small", "--data", "x", "--out="], "the value of --out is empty"),
+        (["pretrain", "mocov2-small", "--method", "mocov2", "--out", "y"], "--method: has fields of its own"),
+        (["data", "pack", "", "--out", "y"], "the source of tiles is empty"),
+        (["benchmark", "--encoders", "a", "--encoders", "b", "--tasks", "c", "--out", "y"], "--encoders is given twice"),
     ],
 )  # fmt: skip
 def test_bad_words_get_one_line(words, message, capsys, tmp_path, monkeypatch):
@@ -265,3 +276,15 @@ def test_doctor_tells_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(metadata, "version", without_timm)
     assert main(["doctor"]) == 2
     assert "missing: pip install eosin" in capsys.readouterr().out
+
+
+def test_a_path_is_printed_in_one_line(capsys, tmp_path, tissue):
+    out = tmp_path / ("a long name " * 12) / "features.parquet"
+    assert main(["embed", "--encoder", "color:stats", "--data", str(tissue), "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+
+
+def test_an_impossible_batch_size(capsys, tmp_path, tissue):
+    words = ["embed", "--encoder", "color:stats", "--data", str(tissue), "--out", str(tmp_path / "x.parquet")]
+    assert main([*words, "--batch-size", "0"]) == 2
+    assert "batch_size 0: must be at least 1" in capsys.readouterr().err

@@ -6,8 +6,13 @@ Exit codes: 0 done; 1 the demo's encoder did not beat its baselines; 2 bad input
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import io
+import itertools
+import operator
 import os
+import re
 import shlex
 import signal
 import sys
@@ -45,7 +50,7 @@ def demo(*, out: Path = Path("demo"), minutes: float | None = None) -> int:
 
     outcome = run_demo(out, minutes, _command())
     print_table(outcome.records, output, out)
-    output.print(f"Report: {outcome.report} (open it in a browser). Synthetic tissue: no claim about real pathology.")
+    _say(f"Report: {outcome.report} (open it in a browser). Synthetic tissue: no claim about real pathology.")
     if not outcome.won:
         console.print("[red]Pre-training did not beat both baselines on the kNN probe.[/red] Try a larger --minutes.")
         return 1
@@ -75,7 +80,7 @@ def data_pack(
     from eosin.data import pack
 
     summary = pack(sources, out, cut=cut, splits=splits, label_column=label_column, quarantine_limit=quarantine_limit)
-    output.print(escape(str(summary)))
+    _say(str(summary))
     return 0
 
 
@@ -136,7 +141,7 @@ def embed(*, encoder: str, data: str, out: Path, batch_size: int = 64, workers: 
     from eosin.evaluate import embed_to_parquet
 
     summary = embed_to_parquet(encoder, data, out, batch_size=batch_size, workers=workers)
-    output.print(escape(summary))
+    _say(summary)
     return 0
 
 
@@ -196,7 +201,7 @@ def benchmark(
     )
     records = run_benchmark(config, command=_command())
     print_table(records, output, out)
-    output.print(f"{escape(str(out / 'results.jsonl'))}; page: eosin report {escape(str(out))}")
+    _say(f"{out / 'results.jsonl'}; page: eosin report {shlex.quote(str(out))}")
     return 0
 
 
@@ -208,7 +213,7 @@ def report(out: Annotated[Path, Positional], /) -> int:
     """
     from eosin.report import write_report
 
-    output.print(escape(str(write_report(out))))
+    _say(str(write_report(out)))
     return 0
 
 
@@ -284,11 +289,37 @@ def _run(words: list[str]) -> int:
     if verb == "pretrain":
         rest = _with_fields(rest, _options(pretrain))
     _check_options(verb, rest)
-    return tyro.cli(VERBS[verb], prog=f"eosin {verb}", args=rest)
+    return _read(verb, rest)()
+
+
+def _read(verb: str, words: Sequence[str]) -> Callable[[], int]:
+    """Bind a verb's arguments; what the parser would say in a box is said in one line."""
+
+    @functools.wraps(VERBS[verb])
+    def bind(*given: Any, **options: Any) -> Callable[[], int]:
+        return functools.partial(VERBS[verb], *given, **options)
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(bind, prog=f"eosin {verb}", args=words)
+    except SystemExit:
+        lines = [line.strip(" │─-") for line in said.getvalue().splitlines()[1:]]
+        said_first = itertools.takewhile(bool, itertools.dropwhile(operator.not_, lines))
+        problem = " ".join(said_first).removesuffix(".")
+        problem = re.sub(
+            r"no type matching \S*\|(\w+) could be instantiated from \['(.*)'\]", r"'\2' is no \1", problem
+        )
+        raise EosinError(f"eosin {verb}: {problem}; see `eosin {verb} --help`") from None
 
 
 def _command() -> str:
     return shlex.join(["eosin", *sys.argv[1:]])
+
+
+def _say(line: str) -> None:
+    """Print a closing line as it is: cut at the terminal's width, a path could not be copied."""
+    output.print(line, markup=False, soft_wrap=True)
 
 
 def _listed(text: str) -> list[str]:
@@ -306,7 +337,14 @@ def _check_options(verb: str, words: Sequence[str]) -> None:
     known = _options(VERBS[verb])
     given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
     for option in sorted(given - known):
-        raise EosinError(f"eosin {verb}: unknown option '{option}'; {nearest(option, known)}")
+        hint = nearest(option, known) if known else f"see `eosin {verb} --help`"
+        raise EosinError(f"eosin {verb}: unknown option '{option}'; {hint}")
+    for option in sorted(given - {"--field"}):
+        places = [at for at, word in enumerate(words) if word.partition("=")[0].replace("_", "-") == option]
+        if len(places) > 1:
+            raise EosinError(f"eosin {verb}: {option} is given twice; keep one")
+        if [*words[places[0]].split("=")[1:], *words[places[0] + 1 :]][:1] == [""]:
+            raise EosinError(f"eosin {verb}: the value of {option} is empty; give one")
     required = [
         f"--{p.name.replace('_', '-')}"
         for p in signature.parameters.values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -263,3 +264,12 @@ def test_the_table_shows_value_interval_spread_and_version(configure):
     estimate = records[0]["metrics"]["balanced_accuracy"]
     assert f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]" in single.getvalue()
     assert "one seed" in single.getvalue()
+
+
+def test_the_table_fits_a_narrow_terminal(configure):
+    config = configure(seeds=(0, 1), encoders=("an encoder of quite some name=color:stats", "color:histogram"))
+    stream = io.StringIO()
+    print_table(run_benchmark(config), Console(file=stream, width=80), config.out)
+    text = stream.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert len(re.findall(r"\d \[[\d.]+, [\d.]+\] +[\d.]+ +[\d.]+ +[\d.]+ \(2\) +\d+ *\n", text)) == 4

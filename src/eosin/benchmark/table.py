@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -30,14 +31,22 @@ def print_table(records: Sequence[Record], console: Console, out: Path = Path())
     sizes = {(r["task"], r["encoder"]): r["n_test"] for r in records}
     for task in dict.fromkeys(record["task"] for record in records):
         mine = [record for record in records if record["task"] == task]
-        table = Table(title=escape(_title(mine[0])), title_justify="left", title_style="bold")
-        table.add_column("encoder", overflow="fold")
+        several = len({record["seed"] for record in mine}) > 1
+        title = escape(_title(mine[0])) + ("" if several else ", one seed")
+        # Without lines between the columns, and with long names folded, a row fits into 80 characters.
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+        table.show_edge = table.pad_edge = False
+        table.collapse_padding = True
+        taken = 57 + (11 if several else 0) + (8 if fractions else 0)
+        table.add_column("encoder", overflow="fold", max_width=max(8, console.width - taken))
         table.add_column("protocol")
         if fractions:
             table.add_column("labels", justify="right")
-        for _, label in _METRICS:
-            table.add_column(label, justify="right")
-        table.add_column("± over seeds", justify="right")
+        for name, label in _METRICS:
+            width = len("0.000 [0.000, 0.000]") if name == _METRICS[0][0] else 5
+            table.add_column(label, justify="right", min_width=width)
+        if several:
+            table.add_column("± (seeds)", justify="right", min_width=len("0.000 (3)"))
         table.add_column("n", justify="right")
         for line in leaderboard(out, mine):
             metrics = line["metrics"]
@@ -50,7 +59,7 @@ def print_table(records: Sequence[Record], console: Console, out: Path = Path())
                 *([f"{100 * line['fraction']:g} %"] if fractions else []),
                 _with_interval(first),
                 *map(_value, others),
-                spread,
+                *([spread] if several else []),
                 str(sizes[task, line["encoder"]]),
             )
         console.print(table)

@@ -111,6 +111,9 @@ def apply_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
             if not isinstance(child, dict):
                 raise EosinError(f"--{name}: '{part}' is a single value and has no field '{leaf}'")
             target = child
+        fields = target.get(leaf)
+        if isinstance(fields, dict) and fields and not isinstance(value, dict):
+            raise EosinError(f"--{name}: has fields of its own; set one, such as --{name}.{next(iter(fields))}")
         target[leaf] = value
     return merged
 

@@ -50,6 +50,8 @@ def open_tiles(spec: str | Path, *, label_column: str = "label", splits: Sequenc
 
 
 def _parse(spec: str) -> tuple[str, Path]:
+    if not spec.strip():
+        raise EosinError("the source of tiles is empty; give folder:DIR, csv:FILE, store:DIR or a path")
     scheme, colon, rest = spec.partition(":")
     if colon and scheme in SCHEMES:
         if not rest:

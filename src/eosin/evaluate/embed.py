@@ -86,6 +86,8 @@ def embed(
         EosinError: If a feature is not finite (the message names the encoder and the first tile), no tile can be read,
             or more of them are unreadable than the quarantine allows.
     """
+    if batch_size < 1:
+        raise EosinError(f"batch_size {batch_size}: must be at least 1")
     key = embedding_key(encoder, tiles, precision)
     names = np.asarray(tiles.names).astype(str)
     quarantine = Quarantine(None) if quarantine is None else quarantine
