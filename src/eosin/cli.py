@@ -77,9 +77,17 @@ def data_pack(
         label_column: Column of the label in manifests.
         quarantine_limit: Share of unreadable images above which nothing is written.
     """
-    from eosin.data import pack
+    from eosin.data import default_workers, pack
 
-    summary = pack(sources, out, cut=cut, splits=splits, label_column=label_column, quarantine_limit=quarantine_limit)
+    summary = pack(
+        sources,
+        out,
+        cut=cut,
+        splits=splits,
+        label_column=label_column,
+        quarantine_limit=quarantine_limit,
+        workers=default_workers(),
+    )
     _say(str(summary))
     return 0
 
@@ -310,6 +318,7 @@ def _read(verb: str, words: Sequence[str]) -> Callable[[], int]:
         problem = re.sub(
             r"no type matching \S*\|(\w+) could be instantiated from \['(.*)'\]", r"'\2' is no \1", problem
         )
+        problem = problem or "the arguments cannot be read"
         raise EosinError(f"eosin {verb}: {problem}; see `eosin {verb} --help`") from None
 
 
