@@ -16,7 +16,7 @@ import eosin.benchmark.run as run_module
 from eosin.benchmark import print_table, read_failures, read_results, run_benchmark
 from eosin.benchmark.maps import lay_out
 from eosin.benchmark.record import Record, read_comparisons
-from eosin.core.errors import EosinError
+from eosin.core.errors import EosinError, StorageError
 from eosin.core.files import DirectoryLock
 from eosin.evaluate import PROTOCOLS, Prediction, Protocol
 
@@ -190,6 +190,23 @@ def test_two_benchmarks_do_not_share_a_directory(configure):
     config.out.mkdir()
     with DirectoryLock(config.out), pytest.raises(EosinError, match="in use by process"):
         run_benchmark(config)
+
+
+def test_a_full_disk_stops_at_once_and_is_no_failed_cell(configure, monkeypatch):
+    calls = []
+
+    def full(*args, **kwargs):
+        calls.append(args)
+        raise StorageError("cells: no space left on the device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "run_cell", full)
+        with pytest.raises(EosinError, match="no space left"):
+            run_benchmark(configure())
+    assert len(calls) == 1
+    config = configure()
+    assert read_failures(config.out) == []
+    assert len(run_benchmark(config)) > 1
 
 
 def test_new_weights_replace_the_old_result(configure, tmp_path, monkeypatch):

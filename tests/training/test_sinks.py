@@ -1,6 +1,9 @@
 """Records reach TensorBoard, and MLflow where it is installed; a missing service is refused by name."""
 
+import gc
 import importlib.util
+import subprocess
+import threading
 
 import pytest
 
@@ -25,6 +28,25 @@ def test_tensorboard_holds_what_was_logged_and_hides_what_was_rewound(tmp_path):
     board = EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [event.step for event in board.Scalars("loss")] == [1, 2, 3, 4, 5]
     assert [event.value for event in board.Scalars("loss")] == pytest.approx([1 / step for step in range(1, 6)])
+
+
+def test_tensorboard_on_a_full_disk_raises_here_and_prints_nothing_there(tmp_path, monkeypatch):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+    hook = threading.excepthook
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            write(LogConfig(), tmp_path, range(1, 400))
+        own = threading.Thread(target=lambda: 1 / 0)
+        own.start()
+        own.join()
+        assert [failure.exc_type for failure in seen] == [ZeroDivisionError]
+    finally:
+        monkeypatch.setattr(threading, "excepthook", hook)
+        gc.collect()
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
 
 def test_mlflow_goes_on_in_the_same_run(tmp_path, monkeypatch):

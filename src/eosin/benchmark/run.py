@@ -39,7 +39,7 @@ from eosin.benchmark.record import (
 )
 from eosin.benchmark.table import print_table
 from eosin.core.console import console, warn
-from eosin.core.errors import EosinError
+from eosin.core.errors import EosinError, StorageError
 from eosin.core.files import DirectoryLock, atomic_file, writable_directory
 from eosin.data import Quarantine, default_workers
 from eosin.encoders import load_encoder
@@ -151,6 +151,8 @@ class _Run:
                     if isinstance(opened, EosinError):
                         raise opened
                     self._scores(subject, opened, seed)
+                except StorageError:
+                    raise
                 except EosinError as error:
                     self._fail(name, task, seed, self._conditions(), error)
 
@@ -214,6 +216,8 @@ class _Run:
                 about=self.about,
                 started=started,
             )
+        except StorageError:
+            raise
         except EosinError as error:
             self._fail(subject.name, opened.spec, seed, [(protocol, fraction)], error)
             return

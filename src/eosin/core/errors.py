@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["EosinError", "nearest"]
+__all__ = ["EosinError", "StorageError", "nearest"]
 
 
 class EosinError(Exception):
@@ -14,6 +14,10 @@ class EosinError(Exception):
     The message is one line: it names the file or field, what is wrong with it, and the fix. The command line prints
     it without a traceback and exits with code 2; `--debug` shows the traceback.
     """
+
+
+class StorageError(EosinError):
+    """A full disk or a missing permission: what comes next would meet it too."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from eosin.core.errors import EosinError
+from eosin.core.errors import EosinError, StorageError
 
 __all__ = [
     "DirectoryLock",
@@ -59,12 +59,12 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def _storage_error(path: Path, error: OSError) -> EosinError:
+def _storage_error(path: Path, error: OSError) -> StorageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return EosinError(f"{path}: no space left on the device; free some, or choose another output directory")
+        return StorageError(f"{path}: no space left on the device; free some, or choose another output directory")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return EosinError(f"{path}: not writable; choose another output directory or change its permissions")
-    return EosinError(f"{path}: cannot be written ({error.strerror})")
+        return StorageError(f"{path}: not writable; choose another output directory or change its permissions")
+    return StorageError(f"{path}: cannot be written ({error.strerror})")
 
 
 @contextlib.contextmanager

@@ -94,9 +94,12 @@ class RunDirectory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for sink in self._sinks or ():
-            sink.close()
-        self._lock.__exit__()
+        try:
+            with storage_errors(self.path):
+                for sink in self._sinks or ():
+                    sink.close()
+        finally:
+            self._lock.__exit__()
 
     def _take_over(self) -> None:
         config_path = self.path / "config.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,6 +43,9 @@ class _TensorBoard:
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        # Its thread prints a traceback when the disk is full, and the next call raises the same error here.
+        self.hook = threading.excepthook
+        threading.excepthook = self._unless_of_the_writer
         # What was written after the checkpoint that a run resumes from is hidden.
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
@@ -50,7 +54,14 @@ class _TensorBoard:
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self.writer.close()
+        try:
+            self.writer.close()
+        finally:
+            threading.excepthook = self.hook
+
+    def _unless_of_the_writer(self, failure: threading.ExceptHookArgs) -> None:
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            self.hook(failure)
 
 
 class _Wandb:
