@@ -54,7 +54,14 @@ def test_storage_errors_say_what_to_do(tmp_path, code, words):
     with pytest.raises(EosinError, match=words), storage_errors(tmp_path):
         raise OSError(getattr(errno, code), "x")
     with pytest.raises(OSError, match="x"), storage_errors(tmp_path):
-        raise OSError(errno.EIO, "x")
+        raise OSError(errno.ECHILD, "x")
+
+
+def test_a_directory_that_goes_away_is_one_line(tmp_path):
+    with pytest.raises(EosinError, match=r"gone/a\.json: cannot be written \(No such file or directory\)"):
+        append_json_line(tmp_path / "gone" / "a.json", {})
+    with pytest.raises(EosinError, match="cannot be written"), atomic_file(tmp_path / "gone" / "b"):
+        pass
 
 
 def test_output_that_is_a_file(tmp_path):
@@ -76,6 +83,9 @@ def test_json_lines_survive_a_line_cut_short(tmp_path):
     assert [record["step"] for record in read_json_lines(path)] == [1, 2, 4]
     path.write_text('{"step": \n{"step": 2}\n')
     with pytest.raises(EosinError, match="line 1 is damaged"):
+        read_json_lines(path)
+    path.write_text('{"step": 1}\n[2]\n')
+    with pytest.raises(EosinError, match="line 2 is damaged"):
         read_json_lines(path)
     assert read_json_lines(tmp_path / "absent") == []
 

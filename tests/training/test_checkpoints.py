@@ -43,6 +43,13 @@ def test_a_damaged_newest_falls_back_and_says_so(tmp_path, capsys):
         checkpoints.load_newest()
 
 
+def test_one_that_cannot_be_read_is_named(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    (tmp_path / "c" / "step-00000010-0123456789abcdef.pt").mkdir(parents=True)
+    with pytest.raises(EosinError, match="step-00000010.*cannot be read"):
+        checkpoints.load_newest()
+
+
 def test_a_damaged_one_does_not_take_the_place_of_a_whole_one(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", keep=2)
     checkpoints.save(10, state(10))

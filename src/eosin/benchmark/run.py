@@ -264,7 +264,7 @@ class _Run:
             # An older result of other weights or another split would pass for this one.
             self.records.pop((name, shown, protocol, fraction, seed), None)
         if not self.single:
-            warn(f"no result for {name} on {shown}, seed {seed}: {error}".replace("[", r"\["))
+            warn(f"no result for {name} on {shown}, seed {seed}: {error}")
 
     # Writing -----------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,7 +20,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def warn(message: str) -> None:
     """Print a warning that does not stop the run."""
-    console.print(f"[yellow]warning:[/yellow] {message}", markup=True)
+    console.print(f"[yellow]warning:[/yellow] {escape(message)}")
 
 
 def progress_bar(*columns: str) -> Progress:

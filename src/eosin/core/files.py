@@ -48,13 +48,20 @@ def writable_directory(path: Path) -> Path:
     return path
 
 
+_STORAGE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE),
+    # The directory was removed, or something else put in its place, while the command ran.
+    *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),
+)
+
+
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission while writing `path` into an `EosinError` that says so."""
+    """Turn what can go wrong on a disk while writing `path` into an `EosinError` that says so."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
+        if error.errno in _STORAGE_ERRORS:
             raise _storage_error(path, error) from error
         raise
 
@@ -175,7 +182,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError
+            records.append(record)
         except ValueError:
             if number == len(lines):
                 break

@@ -94,7 +94,13 @@ class Checkpoints:
         """
         saved = self.saved()
         for step, path in reversed(saved):
-            content = path.read_bytes()
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise EosinError(
+                    f"{path}: cannot be read ({error.strerror}); change its permissions, or remove it to resume from "
+                    "the one before"
+                ) from None
             if hashlib.sha256(content).hexdigest()[:16] == _NAME.fullmatch(path.name)[2]:  # type: ignore[index]
                 return step, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             warn(f"{path}: damaged (its bytes do not match its checksum); trying the one before")

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from eosin.core.config import Config, differing_fields, flatten, read_yaml
+from eosin.core.console import warn
 from eosin.core.errors import EosinError
 from eosin.core.files import (
     DirectoryLock,
@@ -127,8 +128,11 @@ class RunDirectory:
         path = self.path / "environment.json"
         earlier: list[dict[str, Any]] = []
         if path.exists():
-            last = json.loads(path.read_text(encoding="utf-8"))
-            earlier = [*last.pop("earlier"), last]
+            try:
+                last = json.loads(path.read_text(encoding="utf-8"))
+                earlier = [*last.pop("earlier"), last]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                warn(f"{path}: damaged; written anew without the starts before this one")
         start = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "earlier": earlier}
         with atomic_file(path, "w") as file:
             json.dump(environment(self.command) | start, file, indent=2)
@@ -150,7 +154,11 @@ class RunDirectory:
 
     def rewind(self, step: int) -> None:
         """Drop what was logged after the checkpoint from which the run goes on."""
-        kept = [record for record in read_json_lines(self.metrics_path) if record["step"] <= step]
+        records = read_json_lines(self.metrics_path)
+        for number, record in enumerate(records, start=1):
+            if not isinstance(record.get("step"), int):
+                raise EosinError(f"{self.metrics_path}: record {number} has no step; remove that line")
+        kept = [record for record in records if record["step"] <= step]
         if self.metrics_path.exists():
             with atomic_file(self.metrics_path, "w") as file:
                 for record in kept:
