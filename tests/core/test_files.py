@@ -47,6 +47,28 @@ def test_atomic_directory_appears_whole_or_not(tmp_path):
         pass
 
 
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    code = (
+        "import sys,time,pathlib; from eosin.core.files import atomic_directory\n"
+        "with atomic_directory(pathlib.Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'x').write_text('1'); print('held', flush=True); time.sleep(60)"
+    )
+    target = tmp_path / "store [1]"
+    process = subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        (part,) = tmp_path.iterdir()
+        with pytest.raises(RuntimeError), atomic_directory(target):
+            raise RuntimeError
+        assert list(tmp_path.iterdir()) == [part]
+    finally:
+        process.kill()
+        process.wait()
+    with atomic_directory(target):
+        assert not part.exists()
+    assert list(tmp_path.iterdir()) == [target]
+
+
 @pytest.mark.parametrize(("code", "words"), [("ENOSPC", "no space left"), ("EACCES", "not writable")])
 def test_storage_errors_say_what_to_do(tmp_path, code, words):
     import errno
@@ -109,10 +131,10 @@ def test_lock_is_exclusive_and_dies_with_its_process(tmp_path):
 
 def test_a_forked_child_does_not_hold_its_parents_lock(tmp_path):
     code = (
-        "import multiprocessing,pathlib,sys,time; from eosin.core.files import DirectoryLock\n"
+        "import os,pathlib,sys,time; from eosin.core.files import DirectoryLock\n"
         "lock = DirectoryLock(pathlib.Path(sys.argv[1])).__enter__()\n"
-        "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,)); child.start()\n"
-        "print(child.pid, flush=True); time.sleep(60)"
+        "if os.fork() == 0: print(os.getpid(), flush=True)\n"
+        "time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     child = int(process.stdout.readline())

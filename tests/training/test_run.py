@@ -43,3 +43,12 @@ def test_a_log_of_something_else_is_refused(tmp_path):
         run.metrics_path.write_text('{"step": 1}\n{"loss": 1}\n')
         with pytest.raises(EosinError, match=r"metrics\.jsonl: record 2 has no step"):
             run.rewind(1)
+
+
+def test_files_that_a_killed_run_was_writing_are_removed(tmp_path):
+    with open_run(tmp_path):
+        pass
+    (tmp_path / ".encoder.safetensors.abc.part").write_text("half")
+    with open_run(tmp_path):
+        pass
+    assert not list(tmp_path.glob(".*.part"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -117,7 +118,7 @@ def _sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Fill a directory that appears whole or not at all.
+    """Fill a directory that appears whole or not at all; what a killed process left of it is removed first.
 
     Args:
         path: The final path, which must not exist yet or be empty.
@@ -132,7 +133,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         raise EosinError(f"{path}: exists already; choose another output or remove it")
     writable_directory(path.parent)
     with storage_errors(path):
+        _remove_abandoned(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        # Held until the process ends, however it ends.
+        mark = os.open(temporary, os.O_RDONLY)
+        fcntl.flock(mark, fcntl.LOCK_EX)
         try:
             yield temporary
             umask = os.umask(0)
@@ -142,6 +147,20 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        finally:
+            os.close(mark)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary directories of `path` that no living process holds."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):
+            mark = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(part)
+            finally:
+                os.close(mark)
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:

@@ -117,6 +117,8 @@ class RunDirectory:
                 )
         elif any(not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise EosinError(f"{self.path}: holds other files and no run; choose another --out")
+        for part in self.path.glob(".*.part"):
+            part.unlink()
         if self.finished:
             return
         with atomic_file(config_path, "w") as file:
