@@ -142,7 +142,7 @@ def test_names_that_are_html_or_script_stay_text(builder):
         ("", "holds no results"),
         ('{"encoder": "a"\n{}\n', "line 1 is damaged"),
         ('{"encoder": "a"}\n', "field 'task' is missing"),
-        ("[1]\n", "not a result record"),
+        ("[1]\n", "line 1 is damaged"),
         ('{"encoder":"a","task":"t","protocol":"p","seed":0,"n_test":1,"metrics":{"accuracy":0.5}}\n', "'metrics'"),
     ],
 )

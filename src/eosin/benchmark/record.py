@@ -252,9 +252,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         raise EosinError(f"{path}: cannot be read ({error})") from None
 
 
-def _check(record: Any, where: str) -> None:
-    if not isinstance(record, dict):
-        raise EosinError(f"{where}: not a result record; remove that line")
+def _check(record: dict[str, Any], where: str) -> None:
     missing = [name for name in _NEEDED if name not in record]
     if missing:
         raise EosinError(f"{where}: field '{missing[0]}' is missing; remove that line and run the benchmark again")
