@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from eosin.cli import VERBS, main
 from eosin.core.files import DirectoryLock, read_json_lines
+from eosin.pretrain import Interrupted
 
 FAST = [
     "--samples",
@@ -288,3 +290,14 @@ def test_an_impossible_batch_size(capsys, tmp_path, tissue):
     words = ["embed", "--encoder", "color:stats", "--data", str(tissue), "--out", str(tmp_path / "x.parquet")]
     assert main([*words, "--batch-size", "0"]) == 2
     assert "batch_size 0: must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_demo_stopped_in_its_pre_training_says_how_to_go_on(capsys, monkeypatch, tmp_path, number, code):
+    def stopped(*_):
+        raise Interrupted(number, 7)
+
+    monkeypatch.setattr("eosin.demo.run_demo", stopped)
+    assert main(["demo", "--out", str(tmp_path)]) == code
+    message = capsys.readouterr().err
+    assert message.startswith("stopped at step 7; a checkpoint is saved. Go on with the same command:\n")

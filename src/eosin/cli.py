@@ -47,8 +47,12 @@ def demo(*, out: Path = Path("demo"), minutes: float | None = None) -> int:
     """
     from eosin.benchmark import print_table
     from eosin.demo import run_demo
+    from eosin.pretrain import Interrupted
 
-    outcome = run_demo(out, minutes, _command())
+    try:
+        outcome = run_demo(out, minutes, _command())
+    except Interrupted as stop:
+        return _stopped(stop.signal, str(stop))
     print_table(outcome.records, output, out)
     _say(f"Report: {outcome.report} (open it in a browser). Synthetic tissue: no claim about real pathology.")
     if not outcome.won:
@@ -131,8 +135,7 @@ def pretrain(
         run(config, out, command=_command())
     except Interrupted as stop:
         if os.environ.get("RANK", "0") == "0":
-            console.print(f"{stop}; a checkpoint is saved. Go on with the same command:\n  {escape(_command())}")
-        return 130 if stop.signal == signal.SIGINT else 0
+            return _stopped(stop.signal, str(stop))
     return 0
 
 
@@ -320,6 +323,12 @@ def _read(verb: str, words: Sequence[str]) -> Callable[[], int]:
         )
         problem = problem or "the arguments cannot be read"
         raise EosinError(f"eosin {verb}: {problem}; see `eosin {verb} --help`") from None
+
+
+def _stopped(number: int, told: str) -> int:
+    """Say how a pre-training that was stopped goes on, and return the exit code."""
+    console.print(f"{told}; a checkpoint is saved. Go on with the same command:\n  {escape(_command())}")
+    return 130 if number == signal.SIGINT else 0
 
 
 def _command() -> str:

@@ -12,6 +12,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 __all__ = ["console", "progress_bar", "warn"]
 
@@ -30,7 +31,8 @@ def progress_bar(*columns: str) -> Progress:
         columns: Names of task fields to show as text, in order.
     """
     return Progress(
-        TextColumn("{task.description}"),
+        # Cut here, not in the counts, where the line is longer than the terminal is wide.
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, max_width=max(16, console.width - 60))),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         *(TextColumn("{task.fields[" + name + "]}") for name in columns),

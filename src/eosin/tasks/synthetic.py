@@ -50,10 +50,10 @@ def synthetic_index(options: SyntheticOptions) -> Path:
         console.print(f"rendering {options.tiles} synthetic tiles, once, into {folder}")
         try:
             write_tiles(folder, tiles=options.tiles, slides=options.slides, size=options.size, seed=options.seed)
-        except (EosinError, OSError):
+        except (EosinError, OSError) as error:
             # Another process may have finished the same collection first; its files are the same.
             if not index.is_file():
-                raise
+                raise EosinError(f"{error} (EOSIN_HOME names the place of synthetic tissue)") from error
     return index
 
 
