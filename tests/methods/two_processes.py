@@ -17,7 +17,7 @@ def run(out):
     method = MoCo(config, lambda: build_encoder("test_resnet", size=32, **GRAY), seed=0).double()
     generator = torch.Generator().manual_seed(5)
     losses, gradients = [], []
-    for step in range(20):
+    for _ in range(20):
         views = [torch.randn(8, 3, 32, 32, generator=generator, dtype=torch.float64) for _ in range(2)]
         method.zero_grad()
         loss = method([local_slice(view) for view in views]).loss
@@ -32,7 +32,7 @@ def run(out):
         with torch.no_grad():
             for parameter in method.query.parameters():
                 parameter -= 0.05 * parameter.grad
-        method.after_step(step)
+        method.after_step()
     torch.save({"losses": losses, "gradients": gradients, "queue": method.queue, "pointer": method.pointer}, out)
 
 

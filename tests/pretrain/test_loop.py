@@ -236,10 +236,10 @@ def test_other_tiles_than_the_run_began_with_are_refused(tiny, tile_folder, tmp_
     shutil.copytree(tile_folder, source)
     after_step = MoCo.after_step
 
-    def stop(self, step):
-        if step == 25:
+    def stop(self):
+        if self.steps == 25:
             raise KeyboardInterrupt
-        after_step(self, step)
+        after_step(self)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(MoCo, "after_step", stop)

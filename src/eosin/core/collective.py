@@ -5,11 +5,22 @@ A method uses these and so needs to know neither the number of processes nor its
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["average", "gather", "largest", "local_slice", "position_in_run", "processes"]
+__all__ = [
+    "average",
+    "gather",
+    "gather_with_gradient",
+    "largest",
+    "local_slice",
+    "position_in_run",
+    "processes",
+    "total",
+]
 
 
 def processes() -> int:
@@ -50,9 +61,50 @@ def average(tensor: Tensor) -> Tensor:
     """
     if processes() == 1:
         return tensor
-    total = tensor.clone()
-    dist.all_reduce(total)
-    return total / processes()
+    return total(tensor) / processes()
+
+
+@torch.no_grad()
+def total(tensor: Tensor) -> Tensor:
+    """Return the sum of the processes' tensors, without gradients.
+
+    Args:
+        tensor: The same shape in every process.
+    """
+    if processes() == 1:
+        return tensor
+    result = tensor.clone()
+    dist.all_reduce(result)
+    return result
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """Concatenate the processes' tensors in rank order, for a loss that every process computes on the whole.
+
+    Gradients are those of the mean over processes of their losses, as `DistributedDataParallel` takes it: each process
+    receives, for its own rows, the sum over the processes' gradients, which is one process's times their number since
+    all compute the same.
+
+    Args:
+        tensor: [B, ...], the same shape in every process.
+
+    Returns:
+        [B x processes, ...].
+    """
+    if processes() == 1:
+        return tensor
+    whole: Tensor = _Gather.apply(tensor)
+    return whole
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return local_slice(gradient) * processes()
 
 
 def largest(number: int, device: torch.device) -> int:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -32,7 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from eosin.core.collective import gather, local_slice
 from eosin.core.console import warn
-from eosin.core.draws import stream_seed
+from eosin.core.draws import Draws, stream_seed
 from eosin.core.errors import EosinError
 from eosin.encoders import Encoder
 from eosin.methods.base import METHODS, Method, MethodConfig, Step
@@ -69,12 +69,13 @@ class MoCo(Method):
     """
 
     Config: ClassVar[type[MethodConfig]] = MoCoConfig
-    views: ClassVar[dict[str, int]] = {"global": 2}
+    views: ClassVar[Mapping[str, int | None]] = {"global": 2}
+    norm: ClassVar[Literal["synchronized", "own"]] = "own"
 
     queue: Tensor
     """[d, K] keys of earlier batches, oldest at `pointer`."""
 
-    def __init__(self, config: MoCoConfig, make_encoder: Callable[[], Encoder], seed: int) -> None:
+    def __init__(self, config: MoCoConfig, make_encoder: Callable[..., Encoder], seed: int) -> None:
         super().__init__()
         self.config = config
         self.seed = seed
@@ -87,9 +88,7 @@ class MoCo(Method):
         self.query = nn.ModuleDict({"backbone": backbone, "head": head})
         self.key = copy.deepcopy(self.query).requires_grad_(False)
         self.register_buffer("queue", queue)
-        # Kept on the host: reading them from a GPU at each step would wait for it.
         self.pointer = 0
-        self.steps = 0
         self.chance_loss = math.log(config.queue_size + 1)
         self._has_batch_norm = any(isinstance(module, _BatchNorm) for module in backbone.modules())
         self._new_keys: list[Tensor] = []
@@ -101,8 +100,9 @@ class MoCo(Method):
         assert isinstance(backbone, Encoder)
         return backbone
 
-    def check(self, batch: int) -> None:
-        """See `Method.check`."""
+    def prepare(self, batch: int, total_steps: int) -> None:
+        """See `Method.prepare`."""
+        super().prepare(batch, total_steps)
         if self.config.queue_size % batch:
             fitting = max(batch, self.config.queue_size // batch * batch)
             raise EosinError(
@@ -110,7 +110,7 @@ class MoCo(Method):
                 f"use --method.queue_size {fitting} or another --batch_size"
             )
 
-    def forward(self, views: list[Tensor]) -> Step:
+    def forward(self, views: list[Tensor], draws: Draws | None = None) -> Step:
         """See `Method.forward`; `views` are the query's and the key's."""
         query_view, key_view = views
         features = self._in_groups(self.query["backbone"], query_view)
@@ -143,21 +143,22 @@ class MoCo(Method):
             return F.cross_entropy(logits, target), accuracy
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:
+    def after_step(self) -> None:
         """Put the batch's keys in the place of the oldest ones."""
         keys = torch.cat(self._new_keys)
         self.queue[:, self.pointer : self.pointer + len(keys)] = keys.T
         self.pointer = (self.pointer + len(keys)) % self.config.queue_size
-        self.steps += 1
         self._new_keys = []
+        super().after_step()
 
     def get_extra_state(self) -> dict[str, int]:
-        """Return the part of the state that is no tensor."""
-        return {"pointer": self.pointer, "steps": self.steps}
+        """See `Method.get_extra_state`."""
+        return super().get_extra_state() | {"pointer": self.pointer}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        """Take over what `get_extra_state` returned."""
-        self.pointer, self.steps = state["pointer"], state["steps"]
+        """See `Method.set_extra_state`."""
+        super().set_extra_state(state)
+        self.pointer = state["pointer"]
 
     @torch.no_grad()
     def _follow_query(self) -> None:

@@ -126,7 +126,9 @@ class _Trainer:
                     module.compile()
         if processes() > 1:
             self.model = DistributedDataParallel(self.method, broadcast_buffers=False)
-        self.optimizer = build_optimizer(config.optimizer, self.method.parameter_groups())
+        self.optimizer = build_optimizer(
+            config.optimizer, [{"params": [p for p in self.method.parameters() if p.requires_grad]}]
+        )
         self.views = Views(config.augment)
         self.watch = CollapseWatch(self.method.chance_loss, self._piece(), config.watch.grace_steps)
         self.tiles_hash = _tiles_hash(tiles)
@@ -142,7 +144,7 @@ class _Trainer:
         config = self.config
         augment, encoder = config.augment, config.encoder
 
-        def make_encoder() -> Encoder:
+        def make_encoder(**options: Any) -> Encoder:
             return build_encoder(
                 encoder.architecture,
                 size=encoder.size,
@@ -150,13 +152,14 @@ class _Trainer:
                 std=augment.std,
                 mpp=encoder.mpp,
                 options=encoder.options,
+                **options,
             )
 
         method = METHODS[config.method.name](config.method, make_encoder, config.seed)
         wanted, given = method.views, {name: view.count for name, view in augment.views.items()}
         if wanted != given:
             raise EosinError(f"method {config.method.name} needs the views {wanted}, augment.views gives {given}")
-        method.check(config.batch_size)
+        method.prepare(config.batch_size, config.steps)
         return method
 
     # The run -----------------------------------------------------------------------------------------------------
@@ -278,7 +281,7 @@ class _Trainer:
                 self._accumulate(images[start : start + share], positions[start : start + share])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.method.after_step(self.step)
+        self.method.after_step()
 
     def _piece(self) -> int:
         """Tiles in one forward pass."""
