@@ -4,7 +4,24 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["warmup_cosine"]
+__all__ = ["cosine", "warmup_cosine"]
+
+
+def cosine(step: int, total: int, start: float, end: float) -> float:
+    """Follow half a cosine from `start` to `end`.
+
+    With s the step and n the total,  end + (start - end) (1 + cos(pi s / n)) / 2.
+
+    Args:
+        step: Step counted from 0; from `total` on the value is `end`.
+        total: Steps of the run, at least 1.
+        start: Value at step 0.
+        end: Value at `total`.
+
+    Returns:
+        The value at `step`.
+    """
+    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * min(step, total) / total))
 
 
 def warmup_cosine(
@@ -35,5 +52,4 @@ def warmup_cosine(
     step = min(step // stair * stair, total)
     if step < warmup:
         return start + (peak - start) * step / warmup
-    progress = (step - warmup) / (total - warmup)
-    return final + (peak - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return cosine(step - warmup, total - warmup, peak, final)
