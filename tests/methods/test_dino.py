@@ -10,8 +10,9 @@ from eosin.augment import AugmentConfig
 from eosin.core.draws import Draws
 from eosin.core.errors import EosinError
 from eosin.encoders import build_encoder
-from eosin.methods import Setting
+from eosin.methods import Setting, dino
 from eosin.methods.dino import DINO, DINOConfig
+from eosin.methods.drop_path import draw_masks
 
 GRAY = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 SMALL = {"prototypes": 24, "hidden": 20, "bottleneck": 8, "drop_path": 0.0, "freeze_last_layer_samples": 0}
@@ -322,6 +323,19 @@ def test_stochastic_depth_follows_the_tile_and_not_the_batch():
     torch.testing.assert_close(torch.cat([half.pairs[0] for half in halves]), whole.pairs[0])
     torch.testing.assert_close((halves[0].loss + halves[1].loss) / 2, whole.loss, rtol=1e-10, atol=0)
     assert method(crops, Draws(1, 1, range(6))).loss != whole.loss
+
+
+def test_every_crop_has_masks_of_its_own(monkeypatch):
+    """Crops of one size share a pass, so a pass is told the numbers of its crops."""
+    seen = []
+
+    def record(layers, draws, views, device):
+        seen.append(list(views))
+        draw_masks(layers, draws, views, device)
+
+    monkeypatch.setattr(dino, "draw_masks", record)
+    build(drop_path=0.5)(batches(1)[0], Draws(1, 0, range(6)))
+    assert seen == [[0, 1], [2, 3, 4]]
 
 
 def test_without_draws_stochastic_depth_takes_torchs_generator():

@@ -195,3 +195,21 @@ def test_a_compiled_caller_gives_the_same():
     (expected,) = torch.autograd.grad(function(student), student)
     (gradient,) = torch.autograd.grad(torch.compile(function, backend="eager")(student), student)
     assert gradient.equal(expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_same_without_waiting():
+    student, teacher, center = draw(4, 1000, 10, torch.float32)
+    expected = dino_loss(student, teacher, center, 0.1, 0.04)
+    (expected_gradient,) = torch.autograd.grad(expected, student)
+    moved = student.detach().cuda().requires_grad_()
+    teacher, center = teacher.cuda(), center.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = dino_loss(moved, teacher, center, 0.1, 0.04)
+        (gradient,) = torch.autograd.grad(loss, moved)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(loss.cpu(), expected, rtol=1e-6, atol=0)
+    assert distance(gradient.cpu(), expected_gradient) <= 1e-6
