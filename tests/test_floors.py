@@ -27,6 +27,7 @@ FLOORS = {
     "report": 7,
     "demo": 8,
     "doctor": 8,
+    "arguments": 8,
     "cli": 9,
 }
 PACKAGE = {"__init__", "__main__"}  # the package's own face: re-exports lazily, imports from anywhere

@@ -5,35 +5,27 @@ Exit codes: 0 done; 1 the demo's encoder did not beat its baselines; 2 bad input
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import inspect
-import io
-import itertools
-import operator
 import os
-import re
 import shlex
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from eosin import __version__
+from eosin.arguments import listed, output, print_help, print_verb_help, read
 from eosin.core.console import console
 from eosin.core.errors import EosinError, nearest
 
 __all__ = ["main"]
 
 Positional = tyro.conf.Positional
-output = Console(highlight=False)
 
 
 def demo(*, out: Path = Path("demo"), minutes: float | None = None) -> int:
@@ -201,10 +193,10 @@ def benchmark(
 
     config = BenchmarkConfig.parse(
         {
-            "encoders": _listed(encoders),
-            "tasks": _listed(tasks),
-            "protocols": _listed(protocols),
-            "seeds": _listed(seeds),
+            "encoders": listed(encoders),
+            "tasks": listed(tasks),
+            "protocols": listed(protocols),
+            "seeds": listed(seeds),
             "label_column": label_column,
             "out": out,
         },
@@ -286,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        _help()
+        print_help(VERBS)
         return 0
     if words[0] == "--version":
         output.print(f"eosin {__version__}")
@@ -296,33 +288,9 @@ def _run(words: list[str]) -> int:
     if verb not in VERBS:
         raise EosinError(f"unknown verb '{' '.join(words[:2])}'; {nearest(' '.join(words[:2]), VERBS)}")
     if "-h" in rest or "--help" in rest:
-        return _verb_help(verb, rest)
-    if verb == "pretrain":
-        rest = _with_fields(rest, _options(pretrain))
-    _check_options(verb, rest)
-    return _read(verb, rest)()
-
-
-def _read(verb: str, words: Sequence[str]) -> Callable[[], int]:
-    """Bind a verb's arguments; what the parser would say in a box is said in one line."""
-
-    @functools.wraps(VERBS[verb])
-    def bind(*given: Any, **options: Any) -> Callable[[], int]:
-        return functools.partial(VERBS[verb], *given, **options)
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(bind, prog=f"eosin {verb}", args=words)
-    except SystemExit:
-        lines = [line.strip(" │─-") for line in said.getvalue().splitlines()[1:]]
-        said_first = itertools.takewhile(bool, itertools.dropwhile(operator.not_, lines))
-        problem = " ".join(said_first).removesuffix(".")
-        problem = re.sub(
-            r"no type matching \S*\|(\w+) could be instantiated from \['(.*)'\]", r"'\2' is no \1", problem
-        )
-        problem = problem or "the arguments cannot be read"
-        raise EosinError(f"eosin {verb}: {problem}; see `eosin {verb} --help`") from None
+        print_verb_help(verb, VERBS[verb], rest)
+        return 0
+    return read(verb, VERBS[verb], rest)()
 
 
 def _stopped(number: int, told: str) -> int:
@@ -338,97 +306,6 @@ def _command() -> str:
 def _say(line: str) -> None:
     """Print a closing line as it is: cut at the terminal's width, a path could not be copied."""
     output.print(line, markup=False, soft_wrap=True)
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _options(verb: Callable[..., Any]) -> set[str]:
-    parameters = inspect.signature(verb).parameters.values()
-    return {f"--{p.name.replace('_', '-')}" for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-
-
-def _check_options(verb: str, words: Sequence[str]) -> None:
-    """Refuse an unknown or missing option in one line, before the parser would in several."""
-    signature = inspect.signature(VERBS[verb])
-    known = _options(VERBS[verb])
-    given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
-    for option in sorted(given - known):
-        hint = nearest(option, known) if known else f"see `eosin {verb} --help`"
-        raise EosinError(f"eosin {verb}: unknown option '{option}'; {hint}")
-    for option in sorted(given - {"--field"}):
-        places = [at for at, word in enumerate(words) if word.partition("=")[0].replace("_", "-") == option]
-        if len(places) > 1:
-            raise EosinError(f"eosin {verb}: {option} is given twice; keep one")
-        if [*words[places[0]].split("=")[1:], *words[places[0] + 1 :]][:1] == [""]:
-            raise EosinError(f"eosin {verb}: the value of {option} is empty; give one")
-    required = [
-        f"--{p.name.replace('_', '-')}"
-        for p in signature.parameters.values()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty
-    ]
-    missing = [option for option in required if option not in given]
-    if missing:
-        raise EosinError(f"eosin {verb}: {', '.join(missing)} missing; see `eosin {verb} --help`")
-
-
-def _with_fields(words: Sequence[str], known: set[str]) -> list[str]:
-    """Rewrite `--a.b value`, for options that are not the verb's own, as `--field a.b=value`."""
-    rewritten: list[str] = []
-    position = 0
-    while position < len(words):
-        word = words[position]
-        position += 1
-        name, separator, value = word.partition("=")
-        if not word.startswith("--") or name in known:
-            rewritten.append(word)
-            continue
-        if not separator:
-            if position == len(words) or words[position].startswith("--"):
-                raise EosinError(f"{name} needs a value: {name} VALUE")
-            value = words[position]
-            position += 1
-        rewritten += ["--field", f"{name[2:]}={value}"]
-    return rewritten
-
-
-def _help() -> None:
-    output.print(f"[bold]eosin {__version__}[/bold]: pre-train image encoders on H&E tiles, and measure any encoder\n")
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, verb in VERBS.items():
-        table.add_row(f"  [bold]eosin {name}[/bold]", escape((verb.__doc__ or "").strip().splitlines()[0]))
-    output.print(table)
-    output.print("\nA verb's arguments: eosin VERB --help. --debug shows the traceback of an error.")
-
-
-def _verb_help(verb: str, words: Sequence[str]) -> int:
-    with contextlib.suppress(SystemExit):
-        tyro.cli(VERBS[verb], prog=f"eosin {verb}", args=["--help"])
-    names = [word for word in words if not word.startswith("-")]
-    if verb == "pretrain":
-        _recipe_help(names[0] if names else None)
-    return 0
-
-
-def _recipe_help(name: str | None) -> None:
-    from eosin.pretrain import load_recipe, recipe_names
-
-    if name is None:
-        table = Table(title="Recipes", title_justify="left", show_header=False)
-        for recipe in recipe_names():
-            table.add_row(recipe, escape(load_recipe(recipe).summary))
-        output.print(table)
-        return
-    from eosin.core.config import describe_fields
-
-    table = Table(title=f"Fields of {name}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("field", no_wrap=True)
-    table.add_column("value", overflow="fold")
-    table.add_column("meaning")
-    for field, value, meaning in describe_fields(load_recipe(name)):
-        table.add_row(f"--{field}", escape(str(value)), escape(meaning))
-    output.print(table)
 
 
 if __name__ == "__main__":
