@@ -159,7 +159,6 @@ class DINO(Method):
 
     Config: ClassVar[type[MethodConfig]] = DINOConfig
     views: ClassVar[Mapping[str, int | None]] = {"global_1": 1, "global_2": 1, "local": None}
-
     defaults: ClassVar[Mapping[str, Any]] = _DEFAULTS
 
     center: Tensor

@@ -139,7 +139,7 @@ def _sweep(
     target_sum, logit_sum = torch.zeros_like(center), torch.zeros_like(center)
     losses, entropies = [], []
     for start in range(0, batch, rows):
-        piece = slice(start, min(batch, start + rows))
+        piece = slice(start, start + rows)
         targets = []
         for logits in teacher[:, piece]:
             logits = logits.to(dtype)

@@ -21,7 +21,8 @@ from eosin.core.draws import Draws
 
 __all__ = ["PositionalDropPath", "draw_masks", "replace_drop_paths"]
 
-# Some networks call one layer for several branches of a block; no network of timm does it more often than this.
+# Some networks call one layer for several branches of a block, XCiT for three. Each of so many calls has its own masks;
+# further ones, as in CoaT, repeat them.
 _CALLS = 3
 
 
@@ -101,9 +102,10 @@ def draw_masks(
         return
     uniform = np.concatenate([draws.within(f"drop_path/{view}").uniform("layers", len(layers)) for view in views])
     # The 53 random bits of a number serve three calls: its lower bits are uniform too, and independent of the higher.
-    parts = np.stack([uniform, uniform * 2.0**17 % 1, uniform * 2.0**34 % 1])
+    bits = (uniform * 2.0**53).astype(np.int64)
     keep = 1 - np.array([layer.rate for layer in layers])
-    table = torch.from_numpy((parts < keep).transpose(2, 1, 0).copy())  # [layer, row, call]
+    kept = [(bits & (2**width - 1)) < np.ceil(keep * 2.0**width).astype(np.int64) for width in (53, 36, 19)]
+    table = torch.from_numpy(np.stack(kept).transpose(2, 1, 0).copy())  # [layer, row, call]
     if device.type == "cuda":  # from pinned memory the copy does not wait for the GPU
         table = table.pin_memory()
     for layer, masks in zip(layers, table.to(device, non_blocking=True), strict=True):
