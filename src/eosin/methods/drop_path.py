@@ -21,8 +21,8 @@ from eosin.core.draws import Draws
 
 __all__ = ["PositionalDropPath", "draw_masks", "replace_drop_paths"]
 
-# Some networks call one layer for several branches of a block, XCiT for three. Each of so many calls has its own masks;
-# further ones, as in CoaT, repeat them.
+# Some networks call one layer for several branches of a block, ConViT for two. Three calls a pass have masks of their
+# own; further ones, as in CoaT, repeat them.
 _CALLS = 3
 
 
