@@ -16,6 +16,7 @@ theirs. On GPUs PyTorch's own `SyncBatchNorm` does this; it takes no CPU tensors
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -43,25 +44,26 @@ def synchronize_batch_norm(module: M) -> M:
         The module, or what replaces it if it is a batch norm itself.
     """
     held = next(itertools.chain(module.parameters(), module.buffers()), None)
-    if held is not None and held.is_cuda:
-        return cast(M, convert_sync_batchnorm(module))
-    return cast(M, _replace(module, {}))
+    convert = convert_sync_batchnorm if held is not None and held.is_cuda else SynchronizedBatchNorm.of
+    return cast(M, _replace(module, convert, {}))
 
 
-def _replace(module: nn.Module, replaced: dict[nn.Module, nn.Module]) -> nn.Module:
-    if module in replaced:
-        return replaced[module]
-    result = module
-    if isinstance(module, _BatchNorm) and not isinstance(module, SynchronizedBatchNorm):
-        result = SynchronizedBatchNorm.of(module)
-    replaced[module] = result
-    for name, child in list(result.named_children()):
-        setattr(result, name, _replace(child, replaced))
-    return result
+def _replace(
+    module: nn.Module, convert: Callable[[_BatchNorm], nn.Module], done: dict[nn.Module, nn.Module]
+) -> nn.Module:
+    """Replace batch norms from the top down; one that is used in several places stays one."""
+    if module not in done:
+        done[module] = module
+        if isinstance(module, _BatchNorm) and not isinstance(module, (SynchronizedBatchNorm, nn.SyncBatchNorm)):
+            done[module] = convert(module)
+        for name, child in module._modules.items():
+            if child is not None:
+                done[module].add_module(name, _replace(child, convert, done))
+    return done[module]
 
 
 class SynchronizedBatchNorm(_BatchNorm):
-    """Batch norm over [B, C, ...] tensors of all processes, on any device; in one process, `nn.BatchNorm`."""
+    """Batch norm over the [B, C, ...] CPU tensors of all processes; in a single one, `nn.BatchNorm`."""
 
     @classmethod
     def of(cls, norm: _BatchNorm) -> SynchronizedBatchNorm:
@@ -116,10 +118,6 @@ class _Normalize(torch.autograd.Function):
         own = torch.cat([own_mean, own_variance, own_mean.new_tensor([own_count])])
         means, variances, counts = gather(own.double()[None]).split([len(own_mean), len(own_mean), 1], dim=1)
         count = counts.sum()
-        if count < 2:
-            raise ValueError(
-                f"expected more than 1 value per channel in training, got an input of {tuple(input.shape)}"
-            )
         mean = (counts * means).sum(dim=0) / count
         variance = (counts * (variances + (means - mean) ** 2)).sum(dim=0) / count
         mean, variance = mean.to(values.dtype), variance.to(values.dtype)
