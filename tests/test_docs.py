@@ -22,7 +22,7 @@ from eosin.synthetic import write_tiles
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-SHORT = ["--samples", "128", "--batch_size", "16", "--method.queue_size", "32", "--optimizer.warmup_samples", "0"]
+SHORT = ["--samples", "128", "--batch_size", "16", "--optimizer.warmup_samples", "0"]
 SHORT += ["--data.workers", "0", "--watch.tiles", "16", "--encoder.architecture", "test_resnet"]
 
 

@@ -4,9 +4,11 @@ import pytest
 import torch
 import yaml
 
+from eosin.core.config import flatten
 from eosin.core.files import read_json_lines
 from eosin.pretrain import load_recipe, pretrain, recipe_names
 from eosin.pretrain.recipes import _folder
+from eosin.training.optimizers import check_schedule
 
 REDUCED = {
     "samples": 16,
@@ -14,13 +16,24 @@ REDUCED = {
     "data.size": 40,
     "data.workers": 0,
     "encoder.size": 32,
-    "augment.views.global.size": 32,
-    "method.queue_size": 32,
-    "method.dim": 8,
     "optimizer.warmup_samples": 0,
     "watch.tiles": 16,
     "precision": "fp32",
 }
+SMALL_METHODS = {
+    "mocov2": {"queue_size": 32, "dim": 8},
+    "swav": {"prototypes": 12, "freeze_samples": 8},
+    "barlowtwins": {"hidden": 16, "dim": 16},
+    "dino": {"prototypes": 32, "hidden": 16, "freeze_last_layer_samples": 8},
+}
+CROPS = {"local": 16}
+
+
+def reduced(name):
+    """Fields that make two steps of a recipe a matter of seconds."""
+    recipe = load_recipe(name)
+    fields = {f"method.{field}": value for field, value in SMALL_METHODS[recipe.method.name].items()}
+    return REDUCED | fields | {f"augment.views.{view}.size": CROPS.get(view, 32) for view in recipe.augment.views}
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -37,13 +50,16 @@ class TestEveryRecipe:
         path.write_text(yaml.safe_dump(recipe.plain()))
         assert load_recipe(str(path)) == recipe
 
-    def test_the_queue_fits_the_batch_and_the_warmup_the_run(self, name):
-        recipe = load_recipe(name)
-        assert recipe.method.queue_size % recipe.batch_size == 0
-        assert recipe.optimizer.warmup_samples < recipe.samples
+    @pytest.mark.parametrize("tiles", [1_000, 60_000, 30_000_000])
+    def test_it_fits_itself_whatever_the_number_of_tiles(self, name, tiles):
+        recipe, chosen = load_recipe(name).resolved(tiles)
+        assert "auto" not in flatten(recipe.plain()).values()
+        assert all(flatten(recipe.plain())[field] == value for field, value in chosen.items())
+        check_schedule(recipe.optimizer, recipe.samples)
+        assert getattr(recipe.method, "queue_size", 0) % recipe.batch_size == 0
 
     def test_two_reduced_steps_change_the_encoder(self, name, tile_folder, tmp_path):
-        pretrain(load_recipe(name, {**REDUCED, "data.source": str(tile_folder)}), tmp_path / "run")
+        pretrain(load_recipe(name, {**reduced(name), "data.source": str(tile_folder)}), tmp_path / "run")
         records = read_json_lines(tmp_path / "run" / "metrics.jsonl")
         assert records[-1]["step"] == 2
         assert torch.isfinite(torch.tensor(records[-1]["loss"]))

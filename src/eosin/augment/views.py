@@ -34,8 +34,8 @@ class ViewConfig(Config):
     The operations run in the order of the fields.
     """
 
-    count: Annotated[int, Field(ge=1)] = 2
-    """Views of this kind per image."""
+    count: Annotated[int, Field(ge=0)] = 2
+    """Views of this kind per image; 0 leaves the kind out."""
     size: Annotated[int, Field(ge=1)] = 224
     """Side of the view in pixels."""
     scale: tuple[Positive, Annotated[float, Field(gt=0.0, le=1.0)]] = (0.2, 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from eosin.data.images import UnreadableImage, decode_image
 from eosin.data.loader import Batch, TrainingLoader, iterate_tiles, tiles_at
 from eosin.data.pack import PackSummary, pack
+from eosin.data.prefetch import pinned
 from eosin.data.quarantine import Quarantine
 from eosin.data.sources import open_tiles
 from eosin.data.store import StoreWriter
@@ -26,5 +27,6 @@ __all__ = [
     "load_square",
     "open_tiles",
     "pack",
+    "pinned",
     "tiles_at",
 ]

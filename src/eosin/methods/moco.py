@@ -22,7 +22,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ from eosin.core.console import warn
 from eosin.core.draws import Draws, stream_seed
 from eosin.core.errors import EosinError
 from eosin.encoders import Encoder
-from eosin.methods.base import METHODS, Method, MethodConfig, Step
+from eosin.methods.base import METHODS, Method, MethodConfig, Setting, Step
 
 __all__ = ["MoCo", "MoCoConfig"]
 
@@ -48,10 +48,12 @@ class MoCoConfig(MethodConfig):
     """Width of queries and keys."""
     hidden: int | None = Field(None, ge=1)
     """Width of the head's hidden layer; null takes the backbone's."""
-    queue_size: int = Field(65536, ge=1)
-    """Keys kept as negatives (K): a multiple of the batch."""
-    momentum: float = Field(0.999, ge=0.0, lt=1.0)
-    """How much of the key encoder is kept at each step (m)."""
+    queue_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 65536
+    """Keys kept as negatives (K): a multiple of the batch. `auto` keeps it below half of the tiles, since a tile's own
+    old keys would be among its negatives."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | Literal["auto"] = 0.999
+    """How much of the key encoder is kept at each step (m). `auto` lets the key encoder follow within a sixth of a
+    short run."""
     temperature: float = Field(0.2, gt=0.0)
     """Softmax temperature (T)."""
     norm_group: int = Field(32, ge=2)
@@ -79,19 +81,31 @@ class MoCo(Method):
         super().__init__()
         self.config = config
         self.seed = seed
+        assert config.queue_size != "auto"
+        assert config.momentum != "auto"
+        self.queue_size, self.momentum = config.queue_size, config.momentum
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "moco"))
             backbone = make_encoder()
             hidden = config.hidden or backbone.width
             head = nn.Sequential(nn.Linear(backbone.width, hidden), nn.ReLU(), nn.Linear(hidden, config.dim))
-            queue = F.normalize(torch.randn(config.dim, config.queue_size), dim=0)
+            queue = F.normalize(torch.randn(config.dim, self.queue_size), dim=0)
         self.query = nn.ModuleDict({"backbone": backbone, "head": head})
         self.key = copy.deepcopy(self.query).requires_grad_(False)
         self.register_buffer("queue", queue)
         self.pointer = 0
-        self.chance_loss = math.log(config.queue_size + 1)
+        self.chance_loss = math.log(self.queue_size + 1)
         self._has_batch_norm = any(isinstance(module, _BatchNorm) for module in backbone.modules())
         self._new_keys: list[Tensor] = []
+
+    @classmethod
+    def automatic(cls, config: Any, setting: Setting) -> dict[str, Any]:
+        """See `Method.automatic`; the values are ours, from short runs on a thousand tiles."""
+        room = max(1, min(65536, setting.tiles // 2) // setting.batch)
+        return {
+            "method.queue_size": setting.batch * 2 ** (room.bit_length() - 1),
+            "method.momentum": round(min(0.999, max(0.99, 1 - 6.25 / setting.steps)), 4),
+        }
 
     @property
     def encoder(self) -> Encoder:
@@ -103,10 +117,10 @@ class MoCo(Method):
     def prepare(self, batch: int, total_steps: int) -> None:
         """See `Method.prepare`."""
         super().prepare(batch, total_steps)
-        if self.config.queue_size % batch:
-            fitting = max(batch, self.config.queue_size // batch * batch)
+        if self.queue_size % batch:
+            fitting = max(batch, self.queue_size // batch * batch)
             raise EosinError(
-                f"method.queue_size {self.config.queue_size} is not a multiple of the batch of {batch}; "
+                f"method.queue_size {self.queue_size} is not a multiple of the batch of {batch}; "
                 f"use --method.queue_size {fitting} or another --batch_size"
             )
 
@@ -147,7 +161,7 @@ class MoCo(Method):
         """Put the batch's keys in the place of the oldest ones."""
         keys = torch.cat(self._new_keys)
         self.queue[:, self.pointer : self.pointer + len(keys)] = keys.T
-        self.pointer = (self.pointer + len(keys)) % self.config.queue_size
+        self.pointer = (self.pointer + len(keys)) % self.queue_size
         self._new_keys = []
         super().after_step()
 
@@ -164,8 +178,8 @@ class MoCo(Method):
     def _follow_query(self) -> None:
         follower: list[Tensor] = list(self.key.parameters())
         leader: list[Tensor] = [parameter.detach() for parameter in self.query.parameters()]
-        torch._foreach_mul_(follower, self.config.momentum)
-        torch._foreach_add_(follower, leader, alpha=1 - self.config.momentum)
+        torch._foreach_mul_(follower, self.momentum)
+        torch._foreach_add_(follower, leader, alpha=1 - self.momentum)
 
     @torch.no_grad()
     def _encode_keys(self, view: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from eosin.augment import AugmentConfig
-from eosin.core.config import Config
+from eosin.core.config import Config, apply_overrides, flatten
 from eosin.core.errors import EosinError
-from eosin.methods import METHODS, MethodConfig
+from eosin.methods import METHODS, Method, MethodConfig, Setting
 from eosin.training.optimizers import OptimizerConfig
 from eosin.training.sinks import LogConfig
 
@@ -83,7 +83,8 @@ class WatchConfig(Config):
     tiles: int = Field(512, ge=16)
     """Tiles embedded at each look."""
     task: str | None = None
-    """A labelled source for the online kNN probe, such as csv:tiles.csv; its validation split is scored."""
+    """A labelled source for the online kNN probe, such as csv:tiles.csv: its validation split is scored, and the best
+    encoder kept."""
     grace_steps: int = Field(100, ge=0)
     """Steps before a collapse may be reported: every run starts with near-equal projections."""
     on_collapse: Literal["warn", "stop"] = "warn"
@@ -99,7 +100,7 @@ class PretrainConfig(Config):
     """Seed of every draw."""
     samples: int = Field(256_000_000, ge=1)
     """Length of the run in tiles seen."""
-    batch_size: int = Field(256, ge=2)
+    batch_size: int = 256
     """Tiles per optimiser step over all processes."""
     accumulate: int = Field(1, ge=1)
     """Pieces into which a process cuts its batch to save memory."""
@@ -118,6 +119,25 @@ class PretrainConfig(Config):
     watch: WatchConfig = WatchConfig()
     log: LogConfig = LogConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _authors_values(cls, values: Any) -> Any:
+        """Fill what is not given with the values of the method's authors."""
+        if not isinstance(values, Mapping):
+            return values
+        named = values.get("method")
+        name = named.name if isinstance(named, MethodConfig) else named.get("name") if named else None
+        if not isinstance(name, str) or name not in METHODS:
+            return values
+        method = _class_of(name)
+        defaults = dict(method.defaults)
+        optimizer = values.get("optimizer", {})
+        if isinstance(optimizer, Mapping):
+            default = defaults.get("optimizer", {}).get("name", "sgd")
+            if optimizer.get("name", default) != default:
+                defaults.pop("optimizer", None)  # another optimiser's settings
+        return _in_order(_merged(defaults, values), method)
+
     @field_validator("method", mode="before")
     @classmethod
     def _resolve_method(cls, values: Any) -> Any:
@@ -126,9 +146,62 @@ class PretrainConfig(Config):
             return values
         if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
             raise EosinError(f"field 'method.name' is missing; valid: {', '.join(METHODS)}")
-        return METHODS[values["name"]].Config.parse(values, "method")  # type: ignore[attr-defined]
+        return _class_of(values["name"]).Config.parse(values, "method")
+
+    @field_validator("batch_size")
+    @classmethod
+    def _more_than_one(cls, value: int) -> int:
+        if value < 2:
+            raise ValueError("one tile has no other to be told apart from; use 2 or more")
+        return value
 
     @property
     def steps(self) -> int:
         """Optimiser steps of the run."""
         return math.ceil(self.samples / self.batch_size)
+
+    def resolved(self, tiles: int) -> tuple[PretrainConfig, dict[str, Any]]:
+        """Give every field that says `auto` its value.
+
+        Args:
+            tiles: Unlabelled tiles of the run.
+
+        Returns:
+            The configuration without `auto`, and the chosen values by dotted name.
+
+        Raises:
+            EosinError: If the method has no automatic value for a field.
+        """
+        fields = [name for name, value in flatten(self.plain()).items() if value == "auto"]
+        known = _class_of(self.method.name).automatic(self.method, Setting(tiles, self.batch_size, self.steps))
+        for name in fields:
+            if name not in known:
+                offered = f"; it has for {', '.join(sorted(known))}" if known else ""
+                raise EosinError(f"field '{name}': method {self.method.name} has no automatic value{offered}")
+        chosen = {name: known[name] for name in fields}
+        return PretrainConfig.parse(apply_overrides(self.plain(), chosen), "automatic values"), chosen
+
+
+def _class_of(name: str) -> type[Method]:
+    method = METHODS[name]
+    assert isinstance(method, type)
+    return method
+
+
+def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `given` with what it does not hold taken from `defaults`, mapping by mapping."""
+    merged = dict(defaults) | dict(given)
+    for name, value in defaults.items():
+        if isinstance(value, Mapping) and isinstance(given.get(name), Mapping):
+            merged[name] = _merged(value, given[name])
+    return merged
+
+
+def _in_order(values: dict[str, Any], method: type[Method]) -> dict[str, Any]:
+    """Put the views into the order in which the method takes them."""
+    augment = values.get("augment")
+    if not isinstance(augment, Mapping) or not isinstance(augment.get("views"), Mapping):
+        return values
+    views = augment["views"]
+    ordered = {name: views[name] for name in method.views if name in views}
+    return values | {"augment": {**augment, "views": ordered | dict(views)}}

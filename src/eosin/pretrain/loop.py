@@ -1,6 +1,6 @@
 """The pre-training loop.
 
-    tiles -> views -> method(views).loss -> backward -> optimiser -> method.after_step
+    tiles -> views -> method(views).loss -> backward -> method.before_step -> optimiser -> method.after_step
 
 Everything random is drawn from (seed, step, position in the batch), so a run that is killed and started again from a
 checkpoint goes on to the same bits, whatever the number of decoding processes.
@@ -9,12 +9,16 @@ checkpoint goes on to the same bits, whatever the number of decoding processes.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from rich.progress import Progress, TaskID
 from torch import Tensor
@@ -25,18 +29,21 @@ from eosin.core.collective import average, gather, largest, position_in_run, pro
 from eosin.core.console import console, warn
 from eosin.core.draws import Draws, stream_seed
 from eosin.core.errors import EosinError
-from eosin.data import Quarantine, Tiles, TrainingLoader, default_workers, open_tiles
-from eosin.encoders import Encoder, build_encoder, save_encoder
-from eosin.methods import METHODS, Method
+from eosin.data import Quarantine, Tiles, TrainingLoader, default_workers, open_tiles, pinned
+from eosin.encoders import Encoder, save_encoder
+from eosin.methods import Step
+from eosin.pretrain.best import BestEncoder
+from eosin.pretrain.build import build_method, check_crops
 from eosin.pretrain.config import FREE_FIELDS, PretrainConfig
 from eosin.pretrain.display import in_words, run_progress
 from eosin.pretrain.probe import OnlineProbe
-from eosin.pretrain.watch import CollapseWatch, pair_similarities, spread, view_retrieval
-from eosin.training.optimizers import build_optimizer, set_learning_rate
+from eosin.pretrain.watch import CollapseWatch, effective_rank, pair_similarities, spread, view_retrieval
+from eosin.training.batch_norm import synchronize_batch_norm
+from eosin.training.optimizers import build_optimizer, check_schedule, clip_gradients, set_hyperparameters
 from eosin.training.processes import choose_device, process_group
 from eosin.training.run import RunDirectory
-from eosin.training.schedules import warmup_cosine
 from eosin.training.signals import StopSignal
+from eosin.training.throughput import Stopwatch, count_flops, measure_peak
 
 __all__ = ["Interrupted", "pretrain"]
 
@@ -78,7 +85,9 @@ def pretrain(config: PretrainConfig, out: Path, *, command: str = "") -> Path:
     device = choose_device(config.device)
     with process_group(device):
         tiles = _open(config)
-        trainer = _Trainer(config, tiles, device)
+        config, chosen = config.resolved(len(tiles))
+        check_schedule(config.optimizer, config.samples)
+        trainer = _Trainer(config, tiles, device, chosen)
         with _run_directory(config, out, command) as run:
             return trainer.train(out, run)
 
@@ -108,59 +117,45 @@ def _open(config: PretrainConfig) -> Tiles:
             f"batch_size {config.batch_size} cannot be shared by {processes()} processes x accumulate "
             f"{config.accumulate}; use a multiple of {pieces}"
         )
+    if config.batch_size == pieces:
+        raise EosinError(
+            f"batch_size {config.batch_size} over {processes()} processes x accumulate {config.accumulate} leaves one "
+            f"tile a forward pass; use --batch_size {2 * pieces} or more"
+        )
     return tiles
 
 
 class _Trainer:
     """One run: networks, optimiser, and the state of the log."""
 
-    def __init__(self, config: PretrainConfig, tiles: Tiles, device: torch.device) -> None:
+    def __init__(self, config: PretrainConfig, tiles: Tiles, device: torch.device, chosen: Mapping[str, Any]) -> None:
         self.config = config
         self.tiles = tiles
         self.device = device
-        self.method = self._build_method().to(device).to(memory_format=torch.channels_last)
+        self.chosen = chosen
+        method = build_method(config)
+        check_crops(method, config)
+        self.method = method.to(device).to(memory_format=torch.channels_last)
+        if processes() > 1 and method.norm == "synchronized":
+            self.method = synchronize_batch_norm(self.method)
         self.model: torch.nn.Module = self.method
-        if config.compile:
-            for module in self.method.modules():
-                if isinstance(module, Encoder):
-                    module.compile()
-        if processes() > 1:
-            self.model = DistributedDataParallel(self.method, broadcast_buffers=False)
-        self.optimizer = build_optimizer(
-            config.optimizer, [{"params": [p for p in self.method.parameters() if p.requires_grad]}]
-        )
+        self.trained = [(name, value) for name, value in self.method.named_parameters() if value.requires_grad]
+        self.optimizer = build_optimizer(config.optimizer, self.trained)
         self.views = Views(config.augment)
         self.watch = CollapseWatch(self.method.chance_loss, self._piece(), config.watch.grace_steps)
         self.tiles_hash = _tiles_hash(tiles)
         self.probe = OnlineProbe(config.watch, tiles, config.encoder.size, config.seed)
         self.step = 0
+        self.lr = 0.0
         self.sums: dict[str, Tensor] = {}
         self.logged = 0
-        self.seconds = {"data": 0.0, "step": 0.0}
+        self.waited = 0.0
+        self.passed = 0.0
         self.timed = 0
+        self.clock = Stopwatch(device)
+        self.flops = 0.0
+        self.peak = 1.0
         self.stop = StopSignal()
-
-    def _build_method(self) -> Method:
-        config = self.config
-        augment, encoder = config.augment, config.encoder
-
-        def make_encoder(**options: Any) -> Encoder:
-            return build_encoder(
-                encoder.architecture,
-                size=encoder.size,
-                mean=augment.mean,
-                std=augment.std,
-                mpp=encoder.mpp,
-                options=encoder.options,
-                **options,
-            )
-
-        method = METHODS[config.method.name](config.method, make_encoder, config.seed)
-        wanted, given = method.views, {name: view.count for name, view in augment.views.items()}
-        if wanted != given:
-            raise EosinError(f"method {config.method.name} needs the views {wanted}, augment.views gives {given}")
-        method.prepare(config.batch_size, config.steps)
-        return method
 
     # The run -----------------------------------------------------------------------------------------------------
 
@@ -171,6 +166,7 @@ class _Trainer:
             return result
         self._resume(out, run)
         self._describe(out)
+        self.best = BestEncoder(out, self.step) if run is not None else None
         quarantine = Quarantine(out / "quarantine.jsonl", self.config.data.quarantine_limit)
         with self.stop.listening(), run_progress(self.config, self.step, shown=run is not None) as (progress, task):
             self._loop(run, quarantine, progress, task)
@@ -207,6 +203,9 @@ class _Trainer:
     def _describe(self, out: Path) -> None:
         config = self.config
         _say(self.tiles.describe())
+        if self.chosen:
+            values = ", ".join(f"{name} {value}" for name, value in self.chosen.items())
+            _say(f"auto for {len(self.tiles)} tiles, batch {config.batch_size}, {config.steps} steps: {values}")
         passes = config.samples / len(self.tiles)
         lr = config.optimizer.scaled(config.optimizer.lr, config.batch_size)
         _say(
@@ -214,11 +213,6 @@ class _Trainer:
             f"{passes:.1f} passes = {config.steps} steps of {config.batch_size}; "
             f"{config.precision} on {self.device}, lr {lr:g} → {out}"
         )
-        if config.optimizer.warmup_samples >= config.samples and position_in_run() == 0:
-            warn(
-                f"the warm-up of {config.optimizer.warmup_samples} samples fills the run, which never reaches this "
-                "learning rate; use a shorter --optimizer.warmup_samples"
-            )
 
     def _loop(self, run: RunDirectory | None, quarantine: Quarantine, progress: Progress, task: TaskID) -> None:
         config = self.config
@@ -237,13 +231,15 @@ class _Trainer:
             world=processes(),
         )
         before = time.perf_counter()
-        for batch in loader:
+        for batch in pinned(loader, self.device):
             arrived = time.perf_counter()
+            if self.model is self.method and not self.flops:
+                self._make_ready(batch.images, batch.positions)
+                arrived = before = time.perf_counter()
             self._take_step(batch.images, batch.positions)
             self.step = batch.step + 1
-            after = time.perf_counter()
-            self.seconds["data"] += arrived - before
-            self.seconds["step"] += after - arrived
+            self.waited += arrived - before
+            self.passed += time.perf_counter() - before
             self.timed += 1
             last = self.step == config.steps
             if self.step % config.log.every_steps == 0 or last or self.step % look_every == 0:
@@ -267,35 +263,66 @@ class _Trainer:
 
     # One step ----------------------------------------------------------------------------------------------------
 
-    def _take_step(self, images: Tensor, positions: Any) -> None:
+    def _make_ready(self, images: Tensor, positions: npt.NDArray[np.int64]) -> None:
+        """Count a step's operations, on a copy, then wrap the networks for speed and for several processes."""
         config = self.config
-        set_learning_rate(self.optimizer, self._learning_rate())
-        # Drop-path and the like draw from torch's generator: seeded here, they need no saved state.
+        piece = self._piece()
+        views, draws = self._augment(images[:piece], positions[:piece])
+        spare = copy.deepcopy(self.method).train()
+        self.flops = float(count_flops(lambda: self._forward(spare, views, draws).loss)) * config.batch_size / piece
+        self.peak = measure_peak(self.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+        if config.compile:
+            for module in self.method.modules():
+                if isinstance(module, Encoder):
+                    module.compile()
+        if processes() > 1:
+            self.model = DistributedDataParallel(self.method, broadcast_buffers=False)
+
+    def _take_step(self, images: Tensor, positions: npt.NDArray[np.int64]) -> None:
+        config = self.config
+        self.lr = set_hyperparameters(self.optimizer, config.optimizer, self.step, config.steps, config.batch_size)
+        # What draws from torch's own generator, such as dropout, is seeded here and needs no saved state.
         torch.manual_seed(stream_seed(config.seed, "torch", self.step, position_in_run()) % 2**63)
         self.model.train()
         share = self._piece()
+        self.clock.start()
         for start in range(0, len(images), share):
             last = start + share >= len(images)
             waiting = contextlib.nullcontext() if last or self.model is self.method else self.model.no_sync()  # type: ignore[operator]
             with waiting:
                 self._accumulate(images[start : start + share], positions[start : start + share])
+        if config.optimizer.clip is not None:
+            clip_gradients([value for _, value in self.trained], config.optimizer.clip)
+        self.method.before_step()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.method.after_step()
+        self.clock.lap("optimizer")
+        if self.device.type == "cpu":
+            self._check_finite(self.step + 1)
 
     def _piece(self) -> int:
         """Tiles in one forward pass."""
         return self.config.batch_size // (processes() * self.config.accumulate)
 
-    def _accumulate(self, images: Tensor, positions: Any) -> None:
+    def _augment(self, images: Tensor, positions: npt.NDArray[np.int64]) -> tuple[list[Tensor], Draws]:
+        draws = Draws(self.config.seed, self.step, positions)
+        views = self.views(images.to(self.device, non_blocking=True), draws)
+        return [view.contiguous(memory_format=torch.channels_last) for view in views], draws.within("network")
+
+    def _forward(self, model: torch.nn.Module, views: list[Tensor], draws: Draws) -> Step:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
+            output: Step = model(views, draws)
+        return output
+
+    def _accumulate(self, images: Tensor, positions: npt.NDArray[np.int64]) -> None:
         config = self.config
-        with torch.no_grad():
-            draws = Draws(config.seed, self.step, positions)
-            views = self.views(images.to(self.device, non_blocking=True), draws)
-            views = [view.contiguous(memory_format=torch.channels_last) for view in views]
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-            output = self.model(views)
+        views, draws = self._augment(images, positions)
+        self.clock.lap("augment")
+        output = self._forward(self.model, views, draws)
+        self.clock.lap("forward")
         (output.loss / config.accumulate).backward()
+        self.clock.lap("backward")
         positive, negative = pair_similarities(*output.pairs)
         scalars = {
             "loss": output.loss.detach(),
@@ -305,12 +332,12 @@ class _Trainer:
             "watch/projection_spread": spread(output.pairs[0]),
             "watch/view_retrieval": view_retrieval(*output.pairs),
         }
+        self.projections = output.pairs[0]
         # Sums stay on the device: reading one each step would make the host wait for a GPU.
         values = average(torch.stack([value.detach().double() for value in scalars.values()])) / config.accumulate
         for name, value in zip(scalars, values.unbind(), strict=True):
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        if self.device.type == "cpu":
-            self._check_finite(self.step + 1)
+        self.clock.lap("watch")
 
     def _check_finite(self, step: int) -> None:
         if not torch.isfinite(self.sums["loss"]):
@@ -322,17 +349,6 @@ class _Trainer:
         if not torch.stack([torch.isfinite(value).all() for value in weights]).all():
             raise EosinError(f"the weights are not finite after step {self.step}; {_NOT_FINITE}")
 
-    def _learning_rate(self) -> float:
-        optimizer, batch = self.config.optimizer, self.config.batch_size
-        return warmup_cosine(
-            self.step,
-            self.config.steps,
-            peak=optimizer.scaled(optimizer.lr, batch),
-            final=optimizer.scaled(optimizer.final_lr, batch),
-            warmup=optimizer.warmup_samples // batch,
-            stair=max(1, optimizer.stair_samples // batch),
-        )
-
     # The log -----------------------------------------------------------------------------------------------------
 
     def _report(self, run: RunDirectory | None, progress: Progress, task: TaskID, *, look: bool) -> None:
@@ -341,18 +357,17 @@ class _Trainer:
         count = self.step - self.logged
         record: dict[str, Any] = {"step": self.step, "samples": self.step * self.config.batch_size}
         record |= {name: value.item() / count for name, value in self.sums.items()}
-        record["lr"] = self.optimizer.param_groups[0]["lr"]
+        record["lr"] = self.lr
         record["loss_at_chance"] = self.method.chance_loss
         self.sums, self.logged = {}, self.step
+        parts = self.clock.seconds()
         # Reading the sums waited for a GPU to finish its steps.
-        self.seconds["step"] += time.perf_counter() - before
+        self.passed += time.perf_counter() - before
         if look and run is not None:
-            self._check_weights()
-            record |= self.probe.look(self.method.encoder, self.device, mixed=self.config.precision == "bf16")
-        total = self.seconds["data"] + self.seconds["step"]
-        record["images_per_second"] = self.timed * self.config.batch_size / total if total else 0.0
-        record["data_wait"] = self.seconds["data"] / total if total else 0.0
-        self.seconds, self.timed = {"data": 0.0, "step": 0.0}, 0
+            self._look(record)
+        if self.timed:
+            record |= self._speed(parts)
+        self.waited, self.passed, self.timed = 0.0, 0.0, 0
         if run is None:
             return
         run.log(record)
@@ -363,6 +378,23 @@ class _Trainer:
             warn(f"step {self.step}: {message}")
             if self.config.watch.on_collapse == "stop":
                 raise EosinError(f"stopped at step {self.step} by --watch.on_collapse stop: {message}")
+
+    def _look(self, record: dict[str, Any]) -> None:
+        """Add what the probe finds, and keep the encoder that it finds best."""
+        self._check_weights()
+        record["watch/projection_rank"] = float(effective_rank(self.projections))
+        record |= self.probe.look(self.method.encoder, self.device, mixed=self.config.precision == "bf16")
+        assert self.best is not None
+        self.best.consider(self.method.encoder, self.step, record)
+
+    def _speed(self, parts: Mapping[str, float]) -> dict[str, float]:
+        """Images a second, the share of time spent waiting for tiles, seconds a step by part, and MFU."""
+        speed = {
+            "images_per_second": self.timed * self.config.batch_size / self.passed,
+            "data_wait": self.waited / self.passed,
+            "mfu": self.flops * self.timed / processes() / self.passed / self.peak,
+        }
+        return speed | {f"time/{part}": seconds / self.timed for part, seconds in parts.items()}
 
     def _save(self, run: RunDirectory) -> None:
         if self.sums:

@@ -2,12 +2,15 @@
 
 Looked at are
 
-* the loss against its value by chance (ln(K+1) for MoCo), where a network that gives all tiles one projection ends;
+* the loss against its value by chance (ln(K+1) for MoCo, ln K for K prototypes), where a network that gives all tiles one projection ends;
 * the spread of projections: the standard deviation per dimension of L2-normalised vectors times sqrt(d), 1 when they
   fill the sphere evenly, 0 when all are equal (Chen and He, "Exploring simple Siamese representation learning",
   CVPR 2021);
 * the effective rank of the encoder's features, RankMe = exp(-sum p_i ln p_i) with p_i = s_i / sum s + 1e-7 over the
   singular values s (Garrido et al., ICML 2023);
+* the effective rank of a batch's projections: 1 when all lie on one line, as copies of one dimension do;
+* where a method has prototypes, how many are in use: exp of the entropy of their mean share, 1 when all tiles fall on one;
+* where a method decorrelates dimensions, their mean squared correlation: 1 when all are copies of one;
 * the cosine similarity of the two views of a tile beside that of views of different tiles;
 * view retrieval: how often a tile's second view is the nearest of the batch's to its first. It needs no scale to be
   judged by: a collapsed network finds one in B, and one that learns finds more from its first steps on, even while all
@@ -24,6 +27,8 @@ __all__ = ["CollapseWatch", "effective_rank", "pair_similarities", "spread", "vi
 
 _LEAST_SPREAD = 0.1
 _LEAST_RANK = 2.0
+_LEAST_PROTOTYPES = 2.0
+_MOST_REDUNDANCY = 0.5
 _NEAR_CHANCE = 0.995
 _LEAST_RETRIEVAL = 1.5  # in units of chance
 _PATIENCE = 3
@@ -99,7 +104,13 @@ class CollapseWatch:
         """
         if record["step"] < self.grace_steps:
             return []
-        findings = {"spread": self._spread(record), "rank": self._rank(record), "chance": self._chance(record)}
+        findings = {
+            "spread": self._spread(record),
+            "rank": self._rank(record),
+            "chance": self._chance(record),
+            "prototypes": self._prototypes(record),
+            "redundancy": self._redundancy(record),
+        }
         messages = []
         for name, (known, message) in findings.items():
             if not known:
@@ -137,6 +148,24 @@ class CollapseWatch:
         return True, (
             f"nothing is learned: the loss {record['loss']:.3f} stays at chance ({self.chance_loss:.3f}). "
             "Raise the learning rate or check that the two views share content"
+        )
+
+    def _prototypes(self, record: dict[str, float]) -> tuple[bool, str]:
+        value = record.get("watch/prototype_usage")
+        if value is None or value >= _LEAST_PROTOTYPES:
+            return value is not None, ""
+        return True, (
+            f"collapse: all tiles fall on {value:.1f} prototypes. Check that targets are balanced (centering, Sinkhorn), "
+            "freeze the prototypes longer, or lower the learning rate"
+        )
+
+    def _redundancy(self, record: dict[str, float]) -> tuple[bool, str]:
+        value = record.get("watch/redundancy")
+        if value is None or value <= _MOST_REDUNDANCY:
+            return value is not None, ""
+        return True, (
+            f"collapse: the dimensions of the projection are copies of each other (mean squared correlation {value:.2f}). "
+            "Raise --method.redundancy or lower the learning rate"
         )
 
     def state_dict(self) -> dict[str, int]:

@@ -31,6 +31,7 @@ from eosin.training.sinks import LogConfig, Sink, check_sinks, open_sinks
 
 __all__ = ["RunDirectory", "environment"]
 
+_SHOWN = 4
 _LIBRARIES = ("eosin", "torch", "torchvision", "timm", "numpy", "pillow", "pyarrow", "scikit-learn", "safetensors")
 
 
@@ -112,7 +113,7 @@ class RunDirectory:
             ]
             if different:
                 raise EosinError(
-                    f"{self.path}: holds a run of another configuration ({'; '.join(different)}); "
+                    f"{self.path}: holds a run of another configuration ({_shortened(different)}); "
                     "use the same fields to resume it, or another --out"
                 )
         elif any(not entry.name.startswith(".") for entry in self.path.iterdir()):
@@ -165,3 +166,10 @@ class RunDirectory:
             with atomic_file(self.metrics_path, "w") as file:
                 for record in kept:
                     file.write(json.dumps(record, ensure_ascii=False, separators=(", ", ": ")) + "\n")
+
+
+def _shortened(differences: list[str]) -> str:
+    """Name a few of many differing fields: first those that name a thing, such as the method."""
+    ordered = sorted(differences, key=lambda line: (not line.split(":")[0].endswith(".name"), line))
+    more = f"; and {len(ordered) - _SHOWN} more fields" if len(ordered) > _SHOWN else ""
+    return "; ".join(ordered[:_SHOWN]) + more

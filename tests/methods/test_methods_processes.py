@@ -1,0 +1,56 @@
+"""Two processes give what one gives on the same global batch: loss, gradients and state, over twenty steps."""
+
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from eosin.methods import METHODS
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+CASES = runpy.run_path(str(SCRIPT))["CASES"]
+# Batch norm keeps the mean of its own process's running statistics where a method does not synchronize it.
+OWN_STATISTICS = ("running_mean", "running_var")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_every_method_is_tested():
+    assert {case.split("-")[0] for case in CASES} == set(METHODS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_twenty_steps_of_two_processes_equal_one(tmp_path, case):
+    alone = [subprocess.Popen([sys.executable, SCRIPT, case, tmp_path / "one.pt"])]
+    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, case, tmp_path / f"two-{rank}.pt", "gloo"], env=shared | {"RANK": str(rank)}
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in alone + workers] == [0, 0, 0]
+    one = torch.load(tmp_path / "one.pt")
+    synchronized = METHODS[case.split("-")[0]].norm == "synchronized"
+    for rank in range(2):
+        two = torch.load(tmp_path / f"two-{rank}.pt")
+        torch.testing.assert_close(torch.stack(two["losses"]), torch.stack(one["losses"]), rtol=1e-8, atol=1e-10)
+        for ours, theirs in zip(two["gradients"], one["gradients"], strict=True):
+            for first, second in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(first, second, rtol=1e-7, atol=1e-9)
+        assert two["state"].keys() == one["state"].keys()
+        for name, value in one["state"].items():
+            if not isinstance(value, Tensor):
+                assert two["state"][name] == value
+            elif synchronized or not name.endswith(OWN_STATISTICS):
+                torch.testing.assert_close(two["state"][name], value, rtol=1e-7, atol=1e-9)
