@@ -8,7 +8,12 @@ import torch
 from eosin.encoders import Encoder, build_encoder
 from eosin.methods import METHODS, Method, MethodConfig
 
-SMALL = {"mocov2": {"queue_size": 32, "dim": 8, "norm_group": 4}}
+SMALL = {
+    "mocov2": {"queue_size": 32, "dim": 8, "norm_group": 4},
+    "swav": {"prototypes": 12, "dim": 8, "freeze_samples": 0},
+    "barlowtwins": {"hidden": 16, "dim": 16},
+    "dino": {"prototypes": 32, "hidden": 16, "bottleneck": 8, "drop_path": 0.0, "freeze_last_layer_samples": 0},
+}
 """Fields that make a method small enough for a test."""
 
 
@@ -50,10 +55,29 @@ class TestEveryMethod:
         with_gradient = {id(p) for p in method.parameters() if p.grad is not None}
         assert with_gradient == optimised
 
-    def test_the_evaluated_network_is_an_encoder_and_trains(self, name):
+    def test_the_evaluated_network_is_an_encoder_and_changes_with_training(self, name):
+        """By its own gradients, or because it follows a network that has them."""
         method = build(name)
         assert isinstance(method.encoder, Encoder)
-        assert any(p.requires_grad for p in method.encoder.parameters())
+        before = copy.deepcopy(method.encoder.state_dict())
+        for _ in range(2):
+            method(views_for(method)).loss.backward()
+            method.before_step()
+            with torch.no_grad():
+                for parameter in method.parameters():
+                    if parameter.grad is not None:
+                        parameter -= 0.1 * parameter.grad
+            method.after_step()
+        changed = [key for key, value in method.encoder.named_parameters() if not value.equal(before[key])]
+        assert changed
+
+    def test_a_forward_pass_without_a_step_moves_no_parameter(self, name):
+        method = build(name)
+        method(views_for(method))
+        before = copy.deepcopy(dict(method.named_parameters()))
+        method(views_for(method))
+        for key, value in method.named_parameters():
+            torch.testing.assert_close(value, before[key], rtol=1e-6, atol=0)
 
     def test_the_state_is_whole(self, name):
         """Two copies of one state take the same step."""

@@ -141,7 +141,7 @@ def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
 
 def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str:
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "tuple["))]
+    location = [str(part) for part in first["loc"] if not _is_tag(str(part))]
     field = ".".join(location) or "(whole)"
     if first["type"] == "extra_forbidden":
         fields = _fields_at(model, location[:-1])
@@ -149,6 +149,11 @@ def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str
     message = first["msg"].removeprefix("Value error, ")
     got = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
     return f"{where}: field '{field}': {message}{got}"
+
+
+def _is_tag(part: str) -> bool:
+    """Whether pydantic names the alternative of a union it tried, and not a field."""
+    return part in ("int", "float") or part.startswith(("function-", "tuple[", "constrained-", "literal["))
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
