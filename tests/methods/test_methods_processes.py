@@ -16,7 +16,7 @@ from eosin.methods import METHODS
 SCRIPT = Path(__file__).with_name("two_processes.py")
 CASES = runpy.run_path(str(SCRIPT))["CASES"]
 # Batch norm keeps the mean of its own process's running statistics where a method does not synchronize it.
-OWN_STATISTICS = ("running_mean", "running_var")
+OWN_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def free_port():
