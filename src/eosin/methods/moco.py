@@ -36,6 +36,7 @@ from eosin.core.draws import Draws, stream_seed
 from eosin.core.errors import EosinError
 from eosin.encoders import Encoder
 from eosin.methods.base import METHODS, Method, MethodConfig, Setting, Step
+from eosin.methods.moco_loss import moco_loss
 
 __all__ = ["MoCo", "MoCoConfig"]
 
@@ -150,11 +151,7 @@ class MoCo(Method):
         """
         # Mixed precision stops here: the authors' logits are fp32, and bf16 would round q.k / T to steps of 1/64.
         with torch.autocast(queries.device.type, enabled=False):
-            positive = (queries * keys).sum(dim=1, keepdim=True)
-            logits = torch.cat([positive, queries @ self.queue], dim=1) / self.config.temperature
-            target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-            accuracy = (logits.detach().argmax(dim=1) == 0).float().mean()
-            return F.cross_entropy(logits, target), accuracy
+            return moco_loss(queries, keys, self.queue, self.config.temperature)
 
     @torch.no_grad()
     def after_step(self) -> None:
