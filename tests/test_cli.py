@@ -109,6 +109,14 @@ def test_a_recipes_fields_are_listed_with_values_and_meanings(capsys):
         (["pretrain", "mocov2-small", "--data", "x", "--out="], "the value of --out is empty"),
         (["pretrain", "mocov2-small", "--method", "mocov2", "--out", "y"], "--method: has fields of its own"),
         (["data", "pack", "", "--out", "y"], "the source of tiles is empty"),
+        (["export"], "--out missing"),
+        (["export", "--out", "y"], "Missing from eosin export"),
+        (["export", "x", "--out", "y", "--format", "coreml"], "invalid choice 'coreml'"),
+        (["export", "x", "--out", "y"], "y: a file for safetensors ends in .safetensors"),
+        (["export", "absent", "--out", "y.safetensors"], "absent: no such run directory or file"),
+        (["export", "absent", "--out", "y.safetensors", "--checkpoint", "best"], "absent: is no run directory"),
+        (["export", "color:stats", "--out", "y", "--format", "timm"], "color:stats: has no weights to export"),
+        (["export", "random:test_vit?size=32", "--out", "y.pth", "--format", "torchvision"], "test_vit: torchvision has no such network"),
         (["benchmark", "--encoders", "a", "--encoders", "b", "--tasks", "c", "--out", "y"], "--encoders is given twice"),
     ],
 )  # fmt: skip
@@ -194,6 +202,16 @@ def test_a_disk_that_fills_up(capsys, small_disk, tissue):
 
 
 @pytest.mark.parametrize(
+    ("format", "name"),
+    [("safetensors", "a.safetensors"), ("timm", "a"), ("torchvision", "a.pth"), ("onnx", "a.onnx")],
+)
+def test_an_export_that_fills_the_disk(format, name, capsys, small_disk):
+    words = ["export", "random:resnet18?size=32", "--format", format, "--out", small_disk / name]
+    assert "no space left" in refused(capsys, *words)
+    assert not list(small_disk.iterdir())
+
+
+@pytest.mark.parametrize(
     ("table", "message"),
     [
         ("path,label\na.png,x\n", "'file'"),
@@ -226,12 +244,14 @@ def test_unknown_encoders(encoder, message, capsys, tmp_path, tissue):
 
 
 def test_the_whole_way(capsys, tmp_path, tissue):
-    """pack, pretrain, embed, benchmark, report: each verb on the last one's output."""
+    """pack, pretrain, export, embed, benchmark, report: each verb on an earlier one's output."""
     import pyarrow.parquet as pq
 
     store, run, out = tmp_path / "store", tmp_path / "run", tmp_path / "results"
     assert main(["data", "pack", f"csv:{tissue / 'index.csv'}", "--out", str(store)]) == 0
     assert main(["pretrain", "mocov2-small", "--data", f"store:{store}", "--out", str(run), *FAST]) == 0
+    assert main(["export", str(run), "--format", "timm", "--out", str(tmp_path / "timm")]) == 0
+    assert f"{tmp_path / 'timm'}: timm, test_resnet" in capsys.readouterr().out
     assert main(["embed", "--encoder", str(run), "--data", str(store), "--out", str(tmp_path / "f.parquet")]) == 0
     table = pq.read_table(tmp_path / "f.parquet")
     assert table.num_rows == 72

@@ -131,6 +131,28 @@ def pretrain(
     return 0
 
 
+def export(
+    source: Annotated[str, Positional],
+    /,
+    *,
+    out: Path,
+    format: Literal["safetensors", "timm", "torchvision", "onnx"] = "safetensors",
+    checkpoint: str | None = None,
+) -> int:
+    """Write an encoder for use elsewhere, checked to give the same embeddings.
+
+    Args:
+        source: A run directory, finished or not, or an encoder as for --encoder.
+        out: The file to write; for timm, the directory.
+        format: timm loads by timm.create_model("local-dir:OUT", pretrained=True), without eosin.
+        checkpoint: best, last or a step of the run; its finished encoder, or the last checkpoint, if not given.
+    """
+    from eosin.pretrain.export import export as run
+
+    _say(run(source, out, format, checkpoint))
+    return 0
+
+
 def embed(*, encoder: str, data: str, out: Path, batch_size: int = 64, workers: int | None = None) -> int:
     """Embed tiles with an encoder and write features, names and labels to a Parquet file.
 
@@ -238,6 +260,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "demo": demo,
     "data pack": data_pack,
     "pretrain": pretrain,
+    "export": export,
     "embed": embed,
     "evaluate": evaluate,
     "benchmark": benchmark,
