@@ -4,6 +4,7 @@ from eosin.methods.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from eosin.methods.base import METHODS, Method, MethodConfig, Setting, Step
 from eosin.methods.dino import DINO, DINOConfig
 from eosin.methods.moco import MoCo, MoCoConfig
+from eosin.methods.swav import SwAV, SwAVConfig
 
 __all__ = [
     "DINO",
@@ -17,4 +18,6 @@ __all__ = [
     "MoCoConfig",
     "Setting",
     "Step",
+    "SwAV",
+    "SwAVConfig",
 ]
