@@ -191,15 +191,14 @@ _LEARNING_RATES = ([6.0, 7.0, 8.0, 9.0, 10.0, 11.0], [1.0, 0.7, 0.4, 0.3, 0.25, 
 def _correlate(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
     """Return the diagonal of C, [D], and the sum of the squares of its other entries."""
     tiles, dim = z_a.shape
-    diagonal = torch.linalg.vecdot(z_a, z_b, dim=0) / tiles
     if tiles >= dim:
-        energy = (z_a.T @ z_b).square().sum()
-    else:
-        # The gradient of |C|^2 is (z_b z_b^T) z_a for either place in which z_a stands in its own Gram matrix: taken
-        # for one and doubled, it costs half the products.
-        half = ((z_a @ z_a.detach().T) * (z_b @ z_b.detach().T)).sum()
-        energy = 2 * half - half.detach()
-    return diagonal, energy / tiles**2 - diagonal.square().sum()
+        matrix = z_a.T @ z_b / tiles
+        return matrix.diagonal(), matrix.square().fill_diagonal_(0).sum()
+    diagonal = torch.linalg.vecdot(z_a, z_b, dim=0) / tiles
+    # The gradient of |C|^2 is (z_b z_b^T) z_a for either place in which z_a stands in its own Gram matrix: taken for
+    # one and doubled, it costs half the products.
+    half = ((z_a @ z_a.detach().T) * (z_b @ z_b.detach().T)).sum() / tiles**2
+    return diagonal, 2 * half - half.detach() - diagonal.square().sum()
 
 
 def _weigh(diagonal: Tensor, others: Tensor, redundancy: float) -> Tensor:
