@@ -144,7 +144,8 @@ def export(
     Args:
         source: A run directory, finished or not, or an encoder as for --encoder.
         out: The file to write; for timm, the directory.
-        format: timm loads by timm.create_model("local-dir:OUT", pretrained=True), without eosin.
+        format: eosin's own file, a directory for timm.create_model("local-dir:OUT", pretrained=True), a state dict for
+            torchvision.models, or ONNX.
         checkpoint: best, last or a step of the run; its finished encoder, or the last checkpoint, if not given.
     """
     from eosin.pretrain.export import export as run

@@ -209,6 +209,18 @@ def test_what_does_not_compute_the_same_is_not_kept(format, name, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path):
+    encoder = make("test_resnet", 40)
+    left = [tmp_path / "..a.safetensors.export.x1y2.part", tmp_path / ".a.safetensors.export", tmp_path / ".b.z3.part"]
+    for folder in left:
+        folder.mkdir()
+    for folder in (left[0], left[2]):
+        (folder / "half").write_text("half")
+    export_encoder(encoder, tmp_path / "a.safetensors", "safetensors")
+    export_encoder(encoder, tmp_path / "b", "timm")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "b"}
+
+
 def test_an_option_that_changes_the_network_is_noticed(tmp_path):
     """A pooling that timm's name does not tell."""
     encoder = build_encoder("test_vit", size=32, options={"global_pool": "avg", "fc_norm": False}, **STATISTICS)
