@@ -18,6 +18,7 @@ _EXTRAS = {
     "ray": (("ray",), "fan out over hosts"),
     "wandb": (("wandb",), "log to Weights & Biases"),
     "mlflow": (("mlflow",), "log to MLflow"),
+    "onnx": (("onnx", "onnxruntime", "onnxscript"), "export to ONNX"),
     "bench": (("lightly",), "run the benchmarks against peers"),
 }
 

@@ -148,6 +148,7 @@ def build_encoder(
         mpp=mpp,
         licence="unstated",
         width=embedding_width(backbone),
+        options=dict(options or {}),
     )
     return TimmEncoder(card, backbone)
 

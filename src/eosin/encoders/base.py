@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -39,6 +39,8 @@ class Card(Config):
     """Licence of the weights as their source states it."""
     width: Annotated[int, Field(ge=1)]
     """Length of the embedding."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of timm.create_model, beside the architecture, with which the network was built."""
 
 
 class Encoder(nn.Module):
@@ -95,10 +97,13 @@ class Encoder(nn.Module):
     def fingerprint(self) -> str:
         """Identify the function this encoder computes: 16 hexadecimal digits.
 
-        SHA-256 over the pixel contract (architecture, size, mean, std, interpolation) and over name, dtype, shape and
-        bytes of every tensor in the order of the names. Where the weights came from does not enter.
+        SHA-256 over the pixel contract (architecture and its options, size, mean, std, interpolation) and over name,
+        dtype, shape and bytes of every tensor in the order of the names. Where the weights came from does not enter.
         """
         contract = self.card.model_dump(mode="json", include=_CONTRACT)
+        options = {name: value for name, value in self.card.options.items() if name not in _INITIALISATION}
+        if options:
+            contract["options"] = options
         digest = hashlib.sha256(json.dumps(contract, sort_keys=True).encode())
         for name, tensor in sorted(self.backbone.state_dict().items()):
             digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -107,6 +112,8 @@ class Encoder(nn.Module):
 
 
 _CONTRACT = {"architecture", "size", "mean", "std", "interpolation"}
+# Options that choose how weights are drawn, not what is computed with them.
+_INITIALISATION = {"zero_init_last", "weight_init"}
 
 
 def normalize(images: Tensor, mean: Channels, std: Channels) -> Tensor:

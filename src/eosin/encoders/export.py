@@ -142,8 +142,7 @@ def _check(encoder: Encoder, function: Function, out: Path, format: str) -> None
             return
         problem = f"largest relative difference {difference:.1e}"
     raise EosinError(
-        f"{out}: the {format} file does not give the encoder's own embeddings ({problem}), so it is not kept; "
-        "do encoder.options change the network?"
+        f"{out}: the {format} file does not give the encoder's own embeddings ({problem}), so it is not kept"
     )
 
 
@@ -168,7 +167,7 @@ def _write_timm(encoder: Encoder, place: Path) -> None:
         "num_classes": 0,
         "num_features": int(backbone.num_features),
         "global_pool": pool if isinstance(pool, str) else getattr(pool, "pool_type", None),
-        "model_args": arguments,
+        "model_args": arguments | card.options,
         "pretrained_cfg": {
             "input_size": [3, card.size, card.size],
             "fixed_input_size": "img_size" in arguments and "dynamic_img_size" not in arguments,

@@ -70,7 +70,7 @@ def load_file(name: str, options: Options) -> Encoder:
         classifier = _classifier(card.architecture)
         state = {key: tensor for key, tensor in state.items() if key.rpartition(".")[0] not in classifier}
     with torch.random.fork_rng(devices=[]):
-        backbone = create_backbone(card.architecture, card.size, num_classes=0)
+        backbone = create_backbone(card.architecture, card.size, num_classes=0, **card.options)
     load_state(backbone, _fitted(backbone, state), str(path))
     spec = name + ("?" + "&".join(f"{key}={value}" for key, value in options.items()) if options else "")
     return TimmEncoder(card.model_copy(update={"spec": spec, "width": embedding_width(backbone)}), backbone)
@@ -84,7 +84,8 @@ def _file_of(path: Path) -> Path:
         if (path / "checkpoints").is_dir():
             raise EosinError(
                 f"{path}: the run has checkpoints but no {ENCODER_FILE} yet; finish it by running the same "
-                f"`eosin pretrain` command again, it resumes"
+                f"`eosin pretrain` command again, it resumes, or take what it has: eosin export {path} --out "
+                "NAME.safetensors"
             )
         raise EosinError(f"{path}: no {ENCODER_FILE} in this directory; give a run directory or a .safetensors file")
     if not path.is_file():

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ["Stopwatch", "count_flops", "measure_peak"]
 
-_REPEATS = 5
+_REPEATS = 20
 
 
 class Stopwatch:
