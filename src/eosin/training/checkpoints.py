@@ -73,15 +73,23 @@ class Checkpoints:
             held = self.saved()
             note = f"; the checkpoint of step {held[-1][0]} is kept" if held else ""
             raise EosinError(f"{error}{note}") from error
-        saved = [(at, old) for at, old in self.saved() if old != path]
-        earlier = [old for at, old in saved if at < step]
-        kept = earlier[max(0, len(earlier) + 1 - self.keep) :]
-        for _, old in saved:
-            if old not in kept:
+        for at, old in self.saved():
+            if at >= step and old != path:
                 old.unlink()
+        self.tidy(step)
+        return path
+
+    def tidy(self, step: int) -> None:
+        """Remove what a save up to `step` leaves over, also one that a kill cut short.
+
+        Args:
+            step: Step of the newest whole checkpoint.
+        """
+        earlier = [old for at, old in self.saved() if at <= step]
+        for old in earlier[: max(0, len(earlier) - self.keep)]:
+            old.unlink()
         for part in self.directory.glob(".*.part"):
             part.unlink()
-        return path
 
     def load_newest(self) -> tuple[int, dict[str, Any]] | None:
         """Load the newest undamaged checkpoint, saying so when newer ones had to be passed over.

@@ -156,7 +156,8 @@ class RunDirectory:
                 sink.write({name: value for name, value in record.items() if name != "step"}, step)
 
     def rewind(self, step: int) -> None:
-        """Drop what was logged after the checkpoint from which the run goes on."""
+        """Drop what was logged after the checkpoint from which the run goes on, and what its saving left over."""
+        self.checkpoints.tidy(step)
         records = read_json_lines(self.metrics_path)
         for number, record in enumerate(records, start=1):
             if not isinstance(record.get("step"), int):
