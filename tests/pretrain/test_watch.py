@@ -64,7 +64,15 @@ def test_view_retrieval_equals_the_plain_loops(seed):
     assert float(view_retrieval(a, a)) == 1
 
 
-HEALTHY = {"loss": 4.0, "watch/projection_spread": 0.9, "watch/effective_rank": 40.0, "watch/view_retrieval": 0.9}
+HEALTHY = {
+    "loss": 4.0,
+    "watch/projection_spread": 0.9,
+    "watch/effective_rank": 40.0,
+    "watch/view_retrieval": 0.9,
+    "watch/prototype_usage": 50.0,
+    "watch/target_entropy": 3.0,
+    "watch/redundancy": 0.1,
+}
 BLIND = {"watch/view_retrieval": 0.015}
 
 
@@ -82,6 +90,10 @@ def test_a_healthy_run_raises_no_flag():
         (BLIND | {"watch/projection_spread": 0.02}, "nearly equal"),
         ({"watch/effective_rank": 1.2}, "1.2 dimensions"),
         (BLIND | {"loss": 5.99}, "stays at chance"),
+        ({"watch/prototype_usage": 1.3}, "all tiles fall on 1.3 prototypes"),
+        ({"watch/prototype_usage": 60.0, "watch/target_entropy": 4.05}, "tells 0.04 nats of a tile"),
+        ({"watch/prototype_usage": 1.0, "watch/target_entropy": 0.0}, "all tiles fall on 1.0 prototypes"),
+        ({"watch/redundancy": 0.4}, "mean squared correlation 0.40"),
     ],
 )
 def test_each_sickness_is_told_once_in_words(sick, words):
@@ -94,6 +106,24 @@ def test_each_sickness_is_told_once_in_words(sick, words):
 @pytest.mark.parametrize("early", [{"watch/projection_spread": 0.05}, {"loss": 5.99}])
 def test_a_slow_start_that_finds_views_is_not_flagged(early):
     assert judge_all(CollapseWatch(6.0, 64, 100), HEALTHY | early | {"watch/view_retrieval": 0.06}) == []
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize(
+    ("spreads", "flagged"),
+    [([0.5, 0.2, 0.08, 0.07, 0.06], True), ([0.03, 0.04, 0.05, 0.06, 0.07], False), ([0.5, 0.02, 0.04, 0.06], False)],
+)
+def test_projections_that_draw_together_are_told_from_a_slow_start(spreads, flagged, resumed):
+    """The spread is followed through the grace steps, in which the first two records are, and through a resume."""
+    watch = CollapseWatch(6.0, 64, 100)
+    messages = []
+    for step, value in zip(range(80, 130, 10), spreads, strict=False):
+        if resumed:
+            state, watch = watch.state_dict(), CollapseWatch(6.0, 64, 100)
+            watch.load_state_dict(state)
+        messages += watch.judge(HEALTHY | {"watch/projection_spread": value, "step": step})
+    assert len(messages) == flagged
+    assert not flagged or "have drawn together from 0.50" in messages[0]
 
 
 def test_a_recovery_resets_the_count_and_the_state_travels():

@@ -37,7 +37,7 @@ from eosin.pretrain.build import build_method, check_crops
 from eosin.pretrain.config import FREE_FIELDS, PretrainConfig
 from eosin.pretrain.display import in_words, run_progress
 from eosin.pretrain.probe import OnlineProbe
-from eosin.pretrain.watch import CollapseWatch, effective_rank, pair_similarities, spread, view_retrieval
+from eosin.pretrain.watch import CollapseWatch, effective_rank, pair_signals
 from eosin.training.batch_norm import synchronize_batch_norm
 from eosin.training.optimizers import build_optimizer, check_schedule, clip_gradients, set_hyperparameters
 from eosin.training.processes import choose_device, process_group
@@ -323,15 +323,7 @@ class _Trainer:
         self.clock.lap("forward")
         (output.loss / config.accumulate).backward()
         self.clock.lap("backward")
-        positive, negative = pair_similarities(*output.pairs)
-        scalars = {
-            "loss": output.loss.detach(),
-            **output.scalars,
-            "watch/positive_similarity": positive,
-            "watch/negative_similarity": negative,
-            "watch/projection_spread": spread(output.pairs[0]),
-            "watch/view_retrieval": view_retrieval(*output.pairs),
-        }
+        scalars = {"loss": output.loss.detach(), **output.scalars, **pair_signals(*output.pairs)}
         self.projections = output.pairs[0]
         # Sums stay on the device: reading one each step would make the host wait for a GPU.
         values = average(torch.stack([value.detach().double() for value in scalars.values()])) / config.accumulate
