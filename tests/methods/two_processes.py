@@ -13,7 +13,7 @@ from eosin.methods import METHODS
 from eosin.training.batch_norm import synchronize_batch_norm
 
 GRAY = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-BATCH, STEPS = 8, 20
+BATCH, STEPS, RATE = 8, 20, 0.005
 CASES = {
     "mocov2": ("test_resnet", {"queue_size": 32, "dim": 16, "norm_group": 4, "momentum": 0.9}),
     "swav": (
@@ -59,7 +59,7 @@ def run(case, out):
         with torch.no_grad():
             for parameter in trained:
                 if parameter.grad is not None:
-                    parameter -= 0.05 * parameter.grad
+                    parameter -= RATE * parameter.grad
         method.after_step()
     torch.save({"losses": losses, "gradients": gradients, "state": method.state_dict()}, out)
 

@@ -10,9 +10,11 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
 
 from eosin.core.files import read_json_lines
+from eosin.methods import METHODS
 from eosin.pretrain import pretrain
 from eosin.training.checkpoints import Checkpoints
 
@@ -73,3 +75,32 @@ def test_a_signal_stops_both_with_one_checkpoint(tiny, tmp_path):
     process.communicate(timeout=120)
     ((step, _),) = Checkpoints(tmp_path / "run" / "checkpoints").saved()
     assert step % 4 == 0
+
+
+@pytest.mark.parametrize("name", ["swav", "dino"])
+def test_a_run_of_one_process_goes_on_with_two(tiny_of, tmp_path, monkeypatch, name):
+    config = tiny_of(name, samples=160, checkpoint__every_steps=8, optimizer__lr=0.001)
+    pretrain(config, tmp_path / "whole")
+    method = METHODS[name]
+    after_step = method.after_step
+
+    def stop(self):
+        if self.steps == 11:
+            raise KeyboardInterrupt
+        after_step(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(method, "after_step", stop)
+        pretrain(config, tmp_path / "moved")
+    process = start(config, tmp_path / "moved")
+    errors = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, errors
+    assert "at step 8 of 20" in errors
+    whole, moved = (read_json_lines(tmp_path / run / "metrics.jsonl") for run in ("whole", "moved"))
+    assert [record["step"] for record in moved] == [record["step"] for record in whole]
+    for ours, theirs in zip(moved, whole, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    first, second = (Checkpoints(tmp_path / run / "checkpoints").load_newest()[1] for run in ("whole", "moved"))
+    for key, value in first["method"].items():
+        if isinstance(value, torch.Tensor):
+            assert (second["method"][key] - value).double().norm() <= 0.01 * value.double().norm() + 1e-6, key
