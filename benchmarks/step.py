@@ -242,7 +242,7 @@ def mocov2(batch: int, device: torch.device) -> None:
         "augment": {"views": {"global": {"size": size}}},
     }
     compare(
-        f"MoCo v2, {architecture}, 2 x {size} px",
+        f"MoCo v2, {architecture}, K {queue}, 2 x {size} px",
         fields,
         lambda precision: MoCoExample(architecture, size, queue, precision, device),
         batch,
@@ -258,7 +258,7 @@ def dino(batch: int, device: torch.device) -> None:
         "augment": {"views": {"local": {"size": local, "count": count}}},
     }
     compare(
-        f"DINO, {architecture}, 2 x {size} + {count} x {local} px",
+        f"DINO, {architecture}, K {prototypes}, 2 x {size} + {count} x {local} px",
         fields,
         lambda precision: DINOExample(architecture, (size, local, count), prototypes, precision, device),
         batch,
@@ -274,7 +274,7 @@ def swav(batch: int, device: torch.device) -> None:
         "augment": {"views": {"global": {"size": size}, "local": {"size": local, "count": count}}},
     }
     compare(
-        f"SwAV, {architecture}, 2 x {size} + {count} x {local} px",
+        f"SwAV, {architecture}, K {prototypes}, 2 x {size} + {count} x {local} px",
         fields,
         lambda precision: SwAVExample(architecture, (size, local, count), prototypes, precision, device),
         batch,
