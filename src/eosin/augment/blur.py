@@ -15,6 +15,7 @@ from torch import Tensor
 from eosin.augment.operations import Parameters, Probability, on_rows
 from eosin.core.config import Config
 from eosin.core.draws import Draws
+from eosin.core.transfer import upload
 
 __all__ = ["BlurConfig", "GaussianBlur", "gaussian_blur"]
 
@@ -147,6 +148,6 @@ class GaussianBlur:
         """Blur the chosen images of float32 [B, 3, H, W], in place."""
         sigma = np.asarray(parameters["sigma"], dtype=np.float32)
         chosen = sigma > 0
-        widths = torch.as_tensor(sigma[chosen], device=images.device)
+        widths = upload(sigma[chosen], images.device)
         on_rows(images, chosen, lambda part: gaussian_blur(part, widths, self.radius, out=part))
         return images

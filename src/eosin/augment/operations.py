@@ -7,11 +7,11 @@ from typing import Annotated, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from eosin.core.draws import Draws
+from eosin.core.transfer import upload
 
 __all__ = ["Operation", "Parameters", "Probability", "on_rows", "per_image"]
 
@@ -52,7 +52,7 @@ class Operation(Protocol):
 
 def per_image(values: npt.NDArray[np.generic], images: Tensor) -> Tensor:
     """Shape one value an image as float32 [B, 1, 1, 1] on the images' device."""
-    return torch.as_tensor(np.asarray(values, dtype=np.float32), device=images.device).view(-1, 1, 1, 1)
+    return upload(np.asarray(values, dtype=np.float32), images.device).view(-1, 1, 1, 1)
 
 
 def on_rows(images: Tensor, chosen: npt.NDArray[np.bool_], change: Callable[[Tensor], Tensor]) -> None:
@@ -75,5 +75,5 @@ def on_rows(images: Tensor, chosen: npt.NDArray[np.bool_], change: Callable[[Ten
     if rows[-1] - rows[0] + 1 == count:
         on_rows(images[rows[0] : rows[-1] + 1], np.ones(count, dtype=bool), change)
         return
-    index = torch.as_tensor(rows, device=images.device)
+    index = upload(rows, images.device)
     images.index_copy_(0, index, change(images.index_select(0, index)))

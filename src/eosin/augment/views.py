@@ -17,6 +17,7 @@ from eosin.augment.geometry import Flip, Interpolation, RandomResizedCrop
 from eosin.augment.operations import Operation, Parameters, Probability
 from eosin.core.config import Config
 from eosin.core.draws import Draws
+from eosin.core.transfer import upload
 
 __all__ = ["AugmentConfig", "ViewConfig", "Views"]
 
@@ -183,9 +184,10 @@ class Views:
         """
         _check(images, len(images))
         std = torch.tensor(self.config.std, dtype=torch.float64)
-        scale = std.reciprocal().to(torch.float32).view(3, 1, 1).to(images.device)
+        scale = std.reciprocal().to(torch.float32).view(3, 1, 1)
         shift = -torch.tensor(self.config.mean, dtype=torch.float64) / std
-        shift = shift.to(torch.float32).view(3, 1, 1).to(images.device)
+        shift = shift.to(torch.float32).view(3, 1, 1)
+        scale, shift = upload(scale, images.device), upload(shift, images.device)
         pairs = zip(self._views, parameters, strict=True)
         return [view.apply(images, drawn, shift, scale) for (_, view), drawn in pairs]
 

@@ -18,6 +18,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from eosin.core.draws import Draws
+from eosin.core.transfer import upload
 
 __all__ = ["PositionalDropPath", "draw_masks", "replace_drop_paths"]
 
@@ -106,7 +107,5 @@ def draw_masks(
     keep = 1 - np.array([layer.rate for layer in layers])
     kept = [(bits & (2**width - 1)) < np.ceil(keep * 2.0**width).astype(np.int64) for width in (53, 36, 19)]
     table = torch.from_numpy(np.stack(kept).transpose(2, 1, 0).copy())  # [layer, row, call]
-    if device.type == "cuda":  # from pinned memory the copy does not wait for the GPU
-        table = table.pin_memory()
-    for layer, masks in zip(layers, table.to(device, non_blocking=True), strict=True):
+    for layer, masks in zip(layers, upload(table, device), strict=True):
         layer.masks, layer.calls = masks, 0

@@ -34,6 +34,7 @@ from eosin.core.collective import gather, local_slice
 from eosin.core.console import warn
 from eosin.core.draws import Draws, stream_seed
 from eosin.core.errors import EosinError
+from eosin.core.transfer import upload
 from eosin.encoders import Encoder
 from eosin.methods.base import METHODS, Method, MethodConfig, Setting, Step
 from eosin.methods.moco_loss import moco_loss
@@ -190,7 +191,7 @@ class MoCo(Method):
                     f"batch norm sees all {own} tiles of a forward pass at once, so a query can know its key by the "
                     f"batch's statistics; use --method.norm_group {max(2, own // 2)} or a larger batch"
                 )
-            order = self._order(len(view)).to(view.device)
+            order = upload(self._order(len(view)), view.device)
             view = local_slice(view[order])
         keys = gather(self._unit(self.key["head"](self._in_groups(self.key["backbone"], view))))
         if shuffle:
