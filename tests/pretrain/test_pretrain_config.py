@@ -72,6 +72,16 @@ def test_auto_where_there_is_no_rule_is_refused_with_what_has_one():
         config.resolved(1_000)
 
 
+@pytest.mark.parametrize("field", ["lr", "bias_lr"])
+def test_an_automatic_rate_is_not_given_to_another_optimizer(field):
+    config = parse(method={"name": "barlowtwins"}, optimizer={"name": "adamw", "lr": 0.001, field: "auto"})
+    with pytest.raises(EosinError, match=rf"'optimizer.{field}'.* is for lars, optimizer.name is adamw; give a number"):
+        config.resolved(1_000)
+    assert parse(method={"name": "barlowtwins"}, optimizer={field: "auto"}).resolved(1_000)[1].keys() == {
+        f"optimizer.{field}"
+    }
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -173,8 +173,16 @@ class PretrainConfig(Config):
             EosinError: If the method has no automatic value for a field.
         """
         fields = [name for name, value in flatten(self.plain()).items() if value == "auto"]
-        known = _class_of(self.method.name).automatic(self.method, Setting(tiles, self.batch_size, self.steps))
+        method = _class_of(self.method.name)
+        known = method.automatic(self.method, Setting(tiles, self.batch_size, self.steps))
+        usual = method.defaults.get("optimizer", {}).get("name", "sgd")
         for name in fields:
+            # A rate of LARS is hundreds of times one of AdamW.
+            if name in ("optimizer.lr", "optimizer.bias_lr") and name in known and self.optimizer.name != usual:
+                raise EosinError(
+                    f"field '{name}': the automatic value is for {usual}, optimizer.name is {self.optimizer.name}; "
+                    "give a number"
+                )
             if name not in known:
                 offered = f"; it has for {', '.join(sorted(known))}" if known else ""
                 raise EosinError(f"field '{name}': method {self.method.name} has no automatic value{offered}")
