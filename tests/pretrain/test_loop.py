@@ -18,6 +18,7 @@ from eosin.core.errors import EosinError
 from eosin.core.files import DirectoryLock, read_json_lines
 from eosin.encoders import load_encoder
 from eosin.pretrain import Interrupted, load_recipe, pretrain
+from eosin.pretrain.best import BestEncoder
 from eosin.training.checkpoints import Checkpoints
 
 TIMES = ("images_per_second", "data_wait", "mfu")
@@ -293,6 +294,16 @@ def test_bf16_and_an_online_probe(tiny, tmp_path, tile_folder):
     last = read_json_lines(tmp_path / "run" / "metrics.jsonl")[-1]
     assert 0 <= last["watch/knn_accuracy"] <= 1
     assert load_encoder(str(tmp_path / "run")).forward(torch.zeros(1, 3, 40, 40)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"step": 2}', '{"step": null, "score": 0.5}', '{"step": 2, "score": "x"}']
+)
+def test_a_damaged_index_of_the_best_encoder_is_told_on_resuming(tmp_path, content):
+    (tmp_path / "best.json").write_text(content)
+    with pytest.raises(EosinError, match=r"best\.json: .*damaged; remove it"):
+        BestEncoder(tmp_path, 4)
+    BestEncoder(tmp_path, 0)  # a run that starts anew does not read it
 
 
 def test_interrupted_names_signal_and_step():

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from eosin.core.errors import EosinError
 from eosin.core.files import atomic_file
 from eosin.encoders import Encoder, save_encoder
 
@@ -23,6 +24,9 @@ class BestEncoder:
     Args:
         run: The run directory.
         step: Step from which the run goes on.
+
+    Raises:
+        EosinError: If `best.json` is damaged.
     """
 
     def __init__(self, run: Path, step: int) -> None:
@@ -30,9 +34,18 @@ class BestEncoder:
         self.index = run / "best.json"
         self.score = -1.0
         if step and self.index.exists():
-            held = json.loads(self.index.read_text(encoding="utf-8"))
+            at, score = self._held()
             # One that is ahead will be found again, and is better than all that come before it.
-            self.score = held["score"] if held["step"] <= step else -1.0
+            self.score = score if at <= step else -1.0
+
+    def _held(self) -> tuple[int, float]:
+        try:
+            held = json.loads(self.index.read_text(encoding="utf-8"))
+            return int(held["step"]), float(held["score"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise EosinError(
+                f"{self.index}: cannot be read or damaged; remove it to go on with the best of the steps to come"
+            ) from None
 
     def consider(self, encoder: Encoder, step: int, record: Mapping[str, float]) -> None:
         """Keep the encoder if it scores higher than all before it.
