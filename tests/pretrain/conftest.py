@@ -86,7 +86,7 @@ def tiny_of(tile_folder):
             "log": {"every_steps": 4},
             "data": {"source": str(tile_folder), "size": 40, "workers": 0},
             "encoder": {"architecture": "test_resnet", "size": 40},
-            "optimizer": {"warmup_samples": 40},
+            "optimizer": {"warmup_samples": 40, "stair_samples": 0},
             "checkpoint": {"every_steps": 10},
             "watch": {"tiles": 16, "every_steps": 10, "grace_steps": 0},
             "augment": TINY_METHODS[name]["augment"],

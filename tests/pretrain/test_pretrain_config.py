@@ -22,7 +22,8 @@ def test_a_named_method_brings_its_authors_optimizer_and_views():
     assert config.augment.views["global_2"].solarize.probability == 0.2
     assert parse(method={"name": "swav"}).optimizer.name == "larc"
     assert parse(method={"name": "barlowtwins"}).optimizer.bias_lr == 0.0048
-    assert parse(method={"name": "mocov2"}).optimizer.name == "sgd"
+    moco = parse(method={"name": "mocov2"}).optimizer
+    assert (moco.name, moco.lr, moco.stair_samples) == ("sgd", 0.03, 1_281_167)
 
 
 def test_what_is_given_stays():

@@ -265,3 +265,10 @@ def test_fields_may_be_left_to_the_method(field):
 def test_impossible_fields_are_refused(fields, message):
     with pytest.raises(EosinError, match=message):
         OptimizerConfig.parse(fields, "optimizer")
+
+
+def test_a_stair_longer_than_the_run_is_refused():
+    config = OptimizerConfig(stair_samples=1000)
+    check_schedule(config, 1001)
+    with pytest.raises(EosinError, match=r"optimizer.stair_samples 1000.*--optimizer.stair_samples 0"):
+        check_schedule(config, 1000)

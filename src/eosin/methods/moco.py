@@ -75,6 +75,8 @@ class MoCo(Method):
     Config: ClassVar[type[MethodConfig]] = MoCoConfig
     views: ClassVar[Mapping[str, int | None]] = {"global": 2}
     norm: ClassVar[Literal["synchronized", "own"]] = "own"
+    # The learning rate changes once an ImageNet epoch.
+    defaults: ClassVar[Mapping[str, Any]] = {"optimizer": {"stair_samples": 1_281_167}}
 
     queue: Tensor
     """[d, K] keys of earlier batches, oldest at `pointer`."""

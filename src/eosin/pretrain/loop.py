@@ -13,7 +13,7 @@ import copy
 import hashlib
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,25 @@ def pretrain(config: PretrainConfig, out: Path, *, command: str = "") -> Path:
         tiles = _open(config)
         config, chosen = config.resolved(len(tiles))
         check_schedule(config.optimizer, config.samples)
-        trainer = _Trainer(config, tiles, device, chosen)
-        with _run_directory(config, out, command) as run:
-            return trainer.train(out, run)
+        with _memory_errors(device):
+            trainer = _Trainer(config, tiles, device, chosen)
+            with _run_directory(config, out, command) as run:
+                return trainer.train(out, run)
+
+
+@contextlib.contextmanager
+def _memory_errors(device: torch.device) -> Iterator[None]:
+    """Tell in one line that the run needs more memory than there is."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # On a CPU, PyTorch gives this no class of its own.
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise EosinError(
+            f"not enough memory on {device}; use a smaller --batch_size or more --accumulate, or a smaller queue, head "
+            "or network"
+        ) from error
 
 
 def _run_directory(
@@ -106,6 +122,8 @@ def _open(config: PretrainConfig) -> Tiles:
     if config.data.source is None:
         raise EosinError("field 'data.source' is missing; give the tiles with --data SOURCE")
     tiles = open_tiles(config.data.source, splits=config.data.splits)
+    if len(tiles) < 2:
+        raise EosinError(f"{config.data.source}: one tile has no other to be told apart from; give 2 or more")
     if config.batch_size > len(tiles):
         raise EosinError(
             f"batch_size {config.batch_size} is larger than the {len(tiles)} tiles of {config.data.source}; "
@@ -269,6 +287,7 @@ class _Trainer:
         piece = self._piece()
         views, draws = self._augment(images[:piece], positions[:piece])
         spare = copy.deepcopy(self.method).train()
+        spare.steps += 1  # what a method says at its first step is said by the method itself
         self.flops = float(count_flops(lambda: self._forward(spare, views, draws).loss)) * config.batch_size / piece
         self.peak = measure_peak(self.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
         if config.compile:

@@ -154,7 +154,7 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float) -> None:
 
 
 def check_schedule(config: OptimizerConfig, samples: int) -> None:
-    """Refuse a warm-up that the run does not outlast.
+    """Refuse a warm-up, or a first stair of the learning rate, that the run does not outlast.
 
     Args:
         config: Fields without `auto`.
@@ -165,6 +165,11 @@ def check_schedule(config: OptimizerConfig, samples: int) -> None:
         raise EosinError(
             f"optimizer.warmup_samples {config.warmup_samples}: the warm-up is longer than the run of {samples} "
             f"samples; use --optimizer.warmup_samples {samples // 10}, or more --samples"
+        )
+    if config.stair_samples >= samples:
+        raise EosinError(
+            f"optimizer.stair_samples {config.stair_samples}: the learning rate would stay what it is at the first step "
+            f"of a run of {samples} samples; use --optimizer.stair_samples 0 to change it at every step"
         )
 
 
