@@ -168,8 +168,8 @@ def check_schedule(config: OptimizerConfig, samples: int) -> None:
         )
     if config.stair_samples >= samples:
         raise EosinError(
-            f"optimizer.stair_samples {config.stair_samples}: the learning rate would stay what it is at the first step "
-            f"of a run of {samples} samples; use --optimizer.stair_samples 0 to change it at every step"
+            f"optimizer.stair_samples {config.stair_samples}: the learning rate would never change in a run of "
+            f"{samples} samples; use --optimizer.stair_samples 0 to change it at every step"
         )
 
 
