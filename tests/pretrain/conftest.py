@@ -35,7 +35,7 @@ def tiny(tile_folder):
             "encoder": {"architecture": "test_resnet", "size": 40, "options": {}},
             "augment": {"views": {"global": {"size": 32}}},
             "method": {"name": "mocov2", "dim": 8, "queue_size": 32, "momentum": 0.9, "norm_group": 4},
-            "optimizer": {"lr": 0.5, "warmup_samples": 40},
+            "optimizer": {"lr": 0.5, "warmup_samples": 40, "stair_samples": 0},
             "checkpoint": {"every_steps": 10},
             "watch": {"tiles": 16, "every_steps": 10, "grace_steps": 0},
         } | {name.replace("__", "."): value for name, value in fields.items()}

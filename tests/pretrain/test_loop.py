@@ -184,6 +184,7 @@ def test_other_peoples_directories_are_refused(tiny, tmp_path):
             r"batch_size 128 is larger than the 64 tiles of .*use --batch_size 64",
         ),
         ({"method__queue_size": 33}, r"queue_size 33 is not a multiple of the batch of 8"),
+        ({"method__queue_size": 8 * 10**11}, r"not enough memory on cpu; use a smaller --batch_size"),
         ({"accumulate": 3}, r"batch_size 8 cannot be shared"),
         ({"data__source": None}, r"'data.source' is missing; give the tiles with --data"),
         ({"samples": 40}, r"optimizer.warmup_samples 40"),
@@ -304,6 +305,15 @@ def test_a_damaged_index_of_the_best_encoder_is_told_on_resuming(tmp_path, conte
     with pytest.raises(EosinError, match=r"best\.json: .*damaged; remove it"):
         BestEncoder(tmp_path, 4)
     BestEncoder(tmp_path, 0)  # a run that starts anew does not read it
+
+
+def test_a_single_tile_is_refused(tiny, tile_folder, tmp_path):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(sorted(tile_folder.rglob("*.png"))[0], alone)
+    with pytest.raises(EosinError, match="one tile has no other to be told apart from; give 2 or more"):
+        pretrain(tiny(data__source=str(alone)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_interrupted_names_signal_and_step():
