@@ -164,6 +164,11 @@ def test_real_tissue_keeps_its_pixels_where_nothing_is_drawn(real_data):
     assert torch.equal((view * 255).round().byte(), images)
 
 
+def test_a_kind_of_none_is_left_out():
+    views = Views(AugmentConfig(views={"global": ViewConfig(size=32), "local": ViewConfig(size=16, count=0)}))
+    assert [view.shape[-1] for view in views(tiles(2), Draws(0, 0, [0, 1]))] == [32, 32]
+
+
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
@@ -174,7 +179,7 @@ def test_real_tissue_keeps_its_pixels_where_nothing_is_drawn(real_data):
         ({"views": {"global": {"scale": [0.0, 1.0]}}}, ["scale"]),
         ({"views": {"global": {"ratio": [2.0, 0.5]}}}, ["ratio", "low, high"]),
         ({"views": {"global": {"size": 0}}}, ["size"]),
-        ({"views": {"global": {"count": 0}}}, ["count"]),
+        ({"views": {"global": {"count": -1}}}, ["count"]),
         ({"views": {"global": {"interpolation": "nearest"}}}, ["interpolation", "bicubic"]),
         ({"views": {"global": {"blur": {"sigma": [2.0, 0.1]}}}}, ["sigma", "low, high"]),
         ({"views": {"global": {"blur": {"sigma": [0.0, 1.0]}}}}, ["sigma"]),

@@ -103,3 +103,8 @@ def test_a_recipe_that_says_auto_goes_on_with_what_it_chose(tmp_path):
     first, chosen = recipe.resolved(1_339)
     assert chosen
     assert recipe.resolved(1_339)[0] == first
+
+
+def test_a_misspelt_auto_is_told_what_else_there_is():
+    with pytest.raises(EosinError, match=r"^method: field 'prototypes': .*, or auto \(got 'auot'\)$"):
+        parse(method={"name": "dino", "prototypes": "auot"})
