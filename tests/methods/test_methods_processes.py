@@ -53,7 +53,7 @@ def test_twenty_steps_of_two_processes_equal_one(tmp_path, case):
     synchronized = METHODS[case.split("-")[0]].norm == "synchronized"
     for rank in range(2):
         two = torch.load(tmp_path / f"two-{rank}.pt")
-        torch.testing.assert_close(torch.stack(two["losses"]), torch.stack(one["losses"]), rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(torch.stack(two["losses"]), torch.stack(one["losses"]), rtol=1e-6, atol=0)
         for ours, theirs in zip(two["gradients"], one["gradients"], strict=True):
             for first, second in zip(ours, theirs, strict=True):
                 assert_near(first, second)
