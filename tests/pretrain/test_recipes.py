@@ -17,6 +17,7 @@ REDUCED = {
     "data.workers": 0,
     "encoder.size": 32,
     "optimizer.warmup_samples": 0,
+    "optimizer.stair_samples": 0,
     "watch.tiles": 16,
     "precision": "fp32",
 }

@@ -157,7 +157,7 @@ def collapse(monkeypatch):
     monkeypatch.setattr(MoCo, "contrast", attract)
 
 
-SHORT = {"samples": 800, "watch__every_steps": 20, "checkpoint__every_steps": 50, "watch__grace_steps": 40}
+SHORT = {"samples": 800, "watch__every_steps": 20, "checkpoint__every_steps": 40, "watch__grace_steps": 40}
 EASY = {"scale": [0.5, 1.0], "jitter": {"probability": 0}, "grayscale": 0, "blur": {"probability": 0}}
 
 
