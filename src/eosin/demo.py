@@ -91,6 +91,7 @@ def _fields(index: Path, samples: int) -> dict[str, Any]:
         "samples": samples,
         "data.source": f"csv:{index}",
         "data.splits": ["train", "val"],
+        "optimizer.warmup_samples": min(1500, samples // 10),
         "augment.views.global.jitter": jitter,
         "augment.views.global.grayscale": 0.2,
         "watch.task": f"csv:{index}",
