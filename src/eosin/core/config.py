@@ -147,9 +147,7 @@ def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str
         fields = _fields_at(model, location[:-1])
         return f"{where}: unknown field '{field}'; {nearest(location[-1], fields)}"
     message = first["msg"].removeprefix("Value error, ")
-    if any(
-        other["loc"][:-1] == first["loc"][:-1] and other["loc"][-1] == "literal['auto']" for other in error.errors()
-    ):
+    if (*first["loc"][:-1], "literal['auto']") in [other["loc"] for other in error.errors()]:
         message += ", or auto"
     got = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
     return f"{where}: field '{field}': {message}{got}"
