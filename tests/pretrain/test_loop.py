@@ -319,3 +319,33 @@ def test_a_single_tile_is_refused(tiny, tile_folder, tmp_path):
 def test_interrupted_names_signal_and_step():
     stop = Interrupted(signal.SIGTERM, 7)
     assert (stop.signal, stop.step, str(stop)) == (signal.SIGTERM, 7, "stopped at step 7")
+
+
+@pytest.fixture
+def last_weights(tiny_of, tmp_path):
+    """Train DINO for a few steps and return its state."""
+
+    def train(**fields):
+        out = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        pretrain(tiny_of("dino", samples=48, optimizer__warmup_samples=0, watch__every_steps=100, **fields), out)
+        return final_state(out)[1]["method"]
+
+    return train
+
+
+def test_the_loop_clips_gradients(last_weights):
+    """With gradients cut to nothing, and no weight decay, SGD goes nowhere."""
+    sgd = {"optimizer__name": "sgd", "optimizer__lr": 1.0, "optimizer__weight_decay": 0.0}
+    sgd |= {"optimizer__final_weight_decay": None}
+    free, clipped, again = (last_weights(**sgd, optimizer__clip=clip) for clip in (None, 1e-12, 1e-13))
+    key = next(name for name in free if name.startswith("student.backbone") and name.endswith("weight"))
+    torch.testing.assert_close(clipped[key], again[key], rtol=0, atol=1e-9)
+    assert (free[key] - clipped[key]).abs().max() > 1e-6
+
+
+def test_the_loop_lets_a_method_withhold_gradients(last_weights):
+    frozen, other = (last_weights(method__freeze_last_layer_samples=samples) for samples in (48, 0))
+    (key,) = (name for name in frozen if name.startswith("student.head.prototypes") and name.endswith("original1"))
+    assert not torch.equal(frozen[key], other[key])
+    # What does not move is its own moving average.
+    torch.testing.assert_close(frozen[key], frozen[key.replace("student", "teacher")], rtol=1e-5, atol=1e-7)
