@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eosin.benchmark.cells import OpenTask, cell_key, is_synthetic, open_subject, subset, task_content
+from eosin.benchmark.cells import OpenTask, cell_key, open_subject, subset
 from eosin.encoders import load_encoder
 from eosin.synthetic import write_tiles
-from eosin.tasks import open_task
+from eosin.tasks import is_synthetic, open_task, task_content
 
 
 @given(

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from eosin.benchmark import BenchmarkConfig
-from eosin.benchmark.config import NamedEncoder, named_encoders, run_directory
+from eosin.benchmark.config import run_directory
 from eosin.core.errors import EosinError
+from eosin.encoders.named import NamedEncoder, named_encoders
 
 
 @pytest.mark.parametrize(

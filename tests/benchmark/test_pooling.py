@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eosin.benchmark.pooling import compare, leaderboard, load_predictions, pool
+from eosin.benchmark.pooling import compare, leaderboard, pool
 from eosin.core.errors import EosinError
 from eosin.evaluate import Predicted, holm, paired_test
+from eosin.evaluate.predictions import load_predictions
 
 CLASSES = ["b", "a"]
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,13 +18,12 @@ from eosin.benchmark.record import Record, identity
 from eosin.core.console import warn
 from eosin.core.draws import stream_seed
 from eosin.core.files import atomic_file, short_hash
-from eosin.data import UnreadableImage
 from eosin.encoders import Encoder
 from eosin.evaluate import PROTOCOLS, Evaluation, ProbeData, evaluate
-from eosin.synthetic.collection import NOTICE
 from eosin.tasks import Task
+from eosin.training.run import utc_now
 
-__all__ = ["CELLS", "OpenTask", "Subject", "cell_key", "load_cells", "open_subject", "run_cell", "subset", "utc_now"]
+__all__ = ["CELLS", "OpenTask", "Subject", "cell_key", "load_cells", "open_subject", "run_cell", "subset"]
 
 CELLS = "cells"
 
@@ -73,24 +70,6 @@ class Subject:
 def open_subject(name: str, spec: str, encoder: Encoder) -> Subject:
     """Gather what records say about an encoder."""
     return Subject(name, spec, encoder, encoder.fingerprint(), run_directory(spec))
-
-
-def task_content(task: Task) -> str:
-    """Return 16 hexadecimal digits over tiles, labels, groups, split and version of a task."""
-    digest = hashlib.sha256(np.ascontiguousarray(task.labels).tobytes())
-    for rows in (task.train, task.val, task.test):
-        digest.update(np.ascontiguousarray(rows).tobytes() + b"/")
-    groups = [] if task.groups is None else task.groups.tolist()
-    digest.update(json.dumps([groups, task.grouping]).encode())
-    return short_hash(task.tiles.content_hash(), task.classes, task.version, digest.hexdigest())
-
-
-def is_synthetic(task: Task) -> bool:
-    """Tell whether a task's images are procedural: by the task, or by the notice that drawn tiles carry."""
-    try:
-        return task.synthetic or NOTICE.encode() in task.tiles.read(int(task.test[0]))[:2048]
-    except UnreadableImage:
-        return False
 
 
 def cell_key(subject: Subject, opened: OpenTask, protocol: str, fraction: float, seed: int) -> str:
@@ -223,11 +202,6 @@ def _about_task(opened: OpenTask, result: Evaluation) -> dict[str, Any]:
         "higher_is_better": task.higher_is_better,
         "synthetic": opened.synthetic,
     }
-
-
-def utc_now() -> str:
-    """Return the time in ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def load_cells(out: Path) -> dict[str, Record]:

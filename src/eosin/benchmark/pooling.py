@@ -10,50 +10,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from eosin.benchmark.record import Comparison, Estimate, Record, Standing, read_leaderboard
 from eosin.core.draws import stream_seed
 from eosin.core.errors import EosinError
 from eosin.evaluate.metrics import METRICS, Scored, prepare
-from eosin.evaluate.statistics import Predicted, holm, paired_test
+from eosin.evaluate.predictions import load_predictions
+from eosin.evaluate.statistics import holm, paired_test
 
-__all__ = ["compare", "leaderboard", "load_predictions", "pool"]
+__all__ = ["compare", "leaderboard", "pool"]
 
 _RESAMPLES = 1000
 
 Cell = tuple[str, str, str, float]
 """Encoder, task, protocol, fraction."""
-
-
-def load_predictions(out: Path, record: Record) -> Predicted:
-    """Read a cell's per-image predictions.
-
-    Args:
-        out: The benchmark directory.
-        record: The cell's record.
-
-    Returns:
-        Names, truth as indices into ``record["classes"]``, probabilities [n, C] and groups.
-
-    Raises:
-        EosinError: If the file is missing, damaged, or does not fit the record.
-    """
-    path = out / record["predictions"]
-    classes = record["classes"]
-    try:
-        table = pq.read_table(path)
-        number = {name: index for index, name in enumerate(classes)}
-        truth = np.array([number[value] for value in table["truth"].to_pylist()], dtype=np.int64)
-        probabilities = np.stack([table[f"p_{name}"].to_numpy() for name in classes], axis=1)
-        names, groups = table["name"].to_pylist(), table["group"].to_pylist()
-    except FileNotFoundError:
-        raise EosinError(f"{path}: not found; run the benchmark again") from None
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise EosinError(f"{path}: unreadable ({reason}); remove it and run the benchmark again") from None
-    return Predicted(names, truth, probabilities, None if record["grouping"] == "image" else groups)
 
 
 def leaderboard(out: Path, records: Sequence[Record]) -> list[Standing]:

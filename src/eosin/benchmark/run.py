@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,12 @@ from eosin.benchmark.cells import (
     OpenTask,
     Subject,
     cell_key,
-    is_synthetic,
     load_cells,
     newest,
     open_subject,
     run_cell,
-    task_content,
-    utc_now,
 )
-from eosin.benchmark.config import BenchmarkConfig, NamedEncoder, named_encoders
+from eosin.benchmark.config import BenchmarkConfig
 from eosin.benchmark.maps import MAPS, map_path, write_map
 from eosin.benchmark.pooling import compare, leaderboard
 from eosin.benchmark.record import (
@@ -40,12 +36,13 @@ from eosin.benchmark.record import (
 from eosin.benchmark.table import print_table
 from eosin.core.console import console, warn
 from eosin.core.errors import EosinError, StorageError
-from eosin.core.files import DirectoryLock, atomic_file, writable_directory
+from eosin.core.files import DirectoryLock, writable_directory, write_json_lines
 from eosin.data import Quarantine, default_workers
 from eosin.encoders import load_encoder
+from eosin.encoders.named import NamedEncoder, named_encoders
 from eosin.evaluate import PROTOCOLS, ProbeData, embed, probe_data
-from eosin.tasks import open_task
-from eosin.training.run import environment
+from eosin.tasks import is_synthetic, open_task, task_content
+from eosin.training.run import environment, utc_now
 
 __all__ = ["COMPARED", "run_benchmark"]
 
@@ -290,19 +287,19 @@ class _Run:
         for record in records:
             path = map_path(record["encoder"], record["fingerprint"], record["task_hash"])
             record["map"] = path if (self.out / path).is_file() else None
-        _write_lines(self.out / RESULTS, records)
+        write_json_lines(self.out / RESULTS, records)
 
     def finish(self) -> list[Record]:
         """Write the files that join the cells; return the records asked for."""
         failed = {identity(failure) for failure in self.failures}
         older = [f for f in read_failures(self.out) if identity(f) not in failed | self.records.keys()]
-        _write_lines(self.out / FAILURES, [*older, *self.failures])
+        write_json_lines(self.out / FAILURES, [*older, *self.failures])
         if not self.records:
             return []
         self._write_results()
         records = self._sorted()
-        _write_lines(self.out / LEADERBOARD, leaderboard(self.out, records))
-        _write_lines(self.out / COMPARISONS, compare(self.out, records, COMPARED, read_comparisons(self.out)))
+        write_json_lines(self.out / LEADERBOARD, leaderboard(self.out, records))
+        write_json_lines(self.out / COMPARISONS, compare(self.out, records, COMPARED, read_comparisons(self.out)))
         planned = set(self.planned)
         return [record for record in records if identity(record) in planned]
 
@@ -323,13 +320,3 @@ class _Run:
 
 def _place(name: str, order: Sequence[str]) -> tuple[int, str]:
     return (order.index(name), "") if name in order else (len(order), name)
-
-
-def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write JSON lines at once; without lines, remove what an earlier run wrote."""
-    if not lines:
-        path.unlink(missing_ok=True)
-        return
-    with atomic_file(path, "w") as file:
-        for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False, separators=(", ", ": ")) + "\n")

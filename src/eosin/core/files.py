@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "short_hash",
     "storage_errors",
     "writable_directory",
+    "write_json_lines",
 ]
 
 
@@ -210,6 +211,16 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
                 break
             raise EosinError(f"{path}: line {number} is damaged; remove that line") from None
     return records
+
+
+def write_json_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write JSON lines at once, whole or not at all; without lines, remove what an earlier run wrote."""
+    if not lines:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_file(path, "w") as file:
+        for line in lines:
+            file.write(json.dumps(line, ensure_ascii=False, separators=(", ", ": ")) + "\n")
 
 
 def file_sha256(path: Path) -> str:

@@ -80,19 +80,9 @@ class Evaluation:
 
     def table(self) -> pa.Table:
         """Return the per-image predictions: columns name, group, truth, predicted, and p_<class> of each class."""
-        import pyarrow as pa
+        from eosin.evaluate.predictions import prediction_table
 
-        probabilities = np.asarray(self.predicted.probabilities)
-        names = np.asarray(self.predicted.names).astype(str)
-        groups = names if self.predicted.groups is None else np.asarray(self.predicted.groups).astype(str)
-        columns: dict[str, Any] = {
-            "name": names.tolist(),
-            "group": groups.tolist(),
-            "truth": [self.classes[index] for index in np.asarray(self.predicted.truth)],
-            "predicted": [self.classes[index] for index in probabilities.argmax(axis=1)],
-        }
-        columns |= {f"p_{name}": probabilities[:, index] for index, name in enumerate(self.classes)}
-        return pa.table(columns)
+        return prediction_table(self.predicted, self.classes)
 
 
 def probe_data(task: Task, embeddings: Embeddings) -> ProbeData:

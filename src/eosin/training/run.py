@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Collection
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from eosin.core.files import (
 from eosin.training.checkpoints import Checkpoints
 from eosin.training.sinks import LogConfig, Sink, check_sinks, open_sinks
 
-__all__ = ["RunDirectory", "environment"]
+__all__ = ["RunDirectory", "environment", "utc_now"]
 
 _SHOWN = 4
 _LIBRARIES = ("eosin", "torch", "torchvision", "timm", "numpy", "pillow", "pyarrow", "scikit-learn", "safetensors")
@@ -54,6 +55,11 @@ def environment(command: str) -> dict[str, Any]:
         "libraries": versions,
         "arguments": sys.argv[1:],
     }
+
+
+def utc_now() -> str:
+    """Return the time in ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class RunDirectory:
