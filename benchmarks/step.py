@@ -7,19 +7,21 @@ Ours follows the authors where the examples do less: bicubic crops, stochastic d
 in groups, and the loop's collapse watch; all of that is in its time.
 
 One JSON line a claim: both in float32, both in bf16 mixed precision, and each at its defaults, which for ours is bf16
-and for lightly's examples float32. Medians of interleaved repeats, on one CPU thread in CPU time of the process, or on
-a GPU where there is one.
+and for lightly's examples float32. Each of the four runs in a process of its own, since `eosin pretrain` sets how its
+process keeps memory; they take their steps in turns. Medians, on one CPU thread in CPU time of the process, or on a GPU
+where there is one.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import multiprocessing
 from abc import abstractmethod
 from collections.abc import Callable
-from functools import partial
+from multiprocessing.connection import Connection
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import timm
@@ -43,6 +45,7 @@ from torch.utils.data import default_collate
 
 from eosin.augment import Views
 from eosin.core.draws import Draws
+from eosin.core.memory import keep_freed_memory
 from eosin.pretrain.build import build_method
 from eosin.pretrain.config import PretrainConfig
 from eosin.pretrain.watch import pair_similarities, spread, view_retrieval
@@ -51,7 +54,7 @@ from eosin.training.optimizers import build_optimizer, clip_gradients, set_hyper
 SIDE = 256
 """Side of the decoded tiles."""
 
-REPEATS = 2
+REPEATS = 5
 
 STEPS = 10_000
 """Length of the run whose first steps are timed."""
@@ -74,6 +77,7 @@ class Ours:
         values = {"batch_size": batch, "samples": batch * STEPS, **fields}
         self.config = PretrainConfig.parse(values, "benchmark").resolved(1_000_000)[0]
         self.device, self.step = device, 0
+        keep_freed_memory()
         self.method = build_method(self.config).to(device).to(memory_format=torch.channels_last).train()
         self.trained = [(name, value) for name, value in self.method.named_parameters() if value.requires_grad]
         self.optimizer = build_optimizer(self.config.optimizer, self.trained)
@@ -234,121 +238,141 @@ class BarlowTwinsExample(Example):
         return self.criterion(self.head(self.backbone(views[0])).float(), self.head(self.backbone(views[1])).float())
 
 
-def mocov2(batch: int, device: torch.device) -> None:
+class Case(NamedTuple):
+    """One comparison.
+
+    Attributes:
+        claim: Method, network and views.
+        fields: Our configuration.
+        example: Builds lightly's, given precision and device.
+    """
+
+    claim: str
+    fields: dict[str, Any]
+    example: Callable[[str, torch.device], Example]
+
+
+def mocov2() -> Case:
     size, queue, architecture = 96, 4096, "resnet10t"
     fields = {
         "method": {"name": "mocov2", "queue_size": queue},
         "encoder": {"architecture": architecture, "size": size},
         "augment": {"views": {"global": {"size": size}}},
     }
-    compare(
+    return Case(
         f"MoCo v2, {architecture}, K {queue}, 2 x {size} px",
         fields,
-        lambda precision: MoCoExample(architecture, size, queue, precision, device),
-        batch,
-        device,
+        lambda precision, device: MoCoExample(architecture, size, queue, precision, device),
     )
 
 
-def dino(batch: int, device: torch.device) -> None:
+def dino() -> Case:
     size, local, count, prototypes, architecture = 224, 96, 4, 65536, "vit_small_patch16_224"
     fields = {
         "method": {"name": "dino", "prototypes": prototypes, "freeze_last_layer_samples": 0},
         "encoder": {"architecture": architecture, "size": size},
         "augment": {"views": {"local": {"size": local, "count": count}}},
     }
-    compare(
+    return Case(
         f"DINO, {architecture}, K {prototypes}, 2 x {size} + {count} x {local} px",
         fields,
-        lambda precision: DINOExample(architecture, (size, local, count), prototypes, precision, device),
-        batch,
-        device,
+        lambda precision, device: DINOExample(architecture, (size, local, count), prototypes, precision, device),
     )
 
 
-def swav(batch: int, device: torch.device) -> None:
+def swav() -> Case:
     size, local, count, prototypes, architecture = 96, 48, 6, 3000, "resnet10t"
     fields = {
         "method": {"name": "swav", "prototypes": prototypes, "freeze_samples": 0},
         "encoder": {"architecture": architecture, "size": size},
         "augment": {"views": {"global": {"size": size}, "local": {"size": local, "count": count}}},
     }
-    compare(
+    return Case(
         f"SwAV, {architecture}, K {prototypes}, 2 x {size} + {count} x {local} px",
         fields,
-        lambda precision: SwAVExample(architecture, (size, local, count), prototypes, precision, device),
-        batch,
-        device,
+        lambda precision, device: SwAVExample(architecture, (size, local, count), prototypes, precision, device),
     )
 
 
-def barlowtwins(batch: int, device: torch.device) -> None:
+def barlowtwins() -> Case:
     size, dim, architecture = 96, 2048, "resnet10t"
     fields = {
         "method": {"name": "barlowtwins", "dim": dim, "hidden": dim},
         "encoder": {"architecture": architecture, "size": size},
         "augment": {"views": {"first": {"size": size}, "second": {"size": size}}},
     }
-    compare(
+    return Case(
         f"Barlow Twins, {architecture}, d {dim}, 2 x {size} px",
         fields,
-        lambda precision: BarlowTwinsExample(architecture, size, dim, precision, device),
-        batch,
-        device,
+        lambda precision, device: BarlowTwinsExample(architecture, size, dim, precision, device),
     )
-
-
-def compare(
-    claim: str, fields: dict[str, Any], example: Callable[[str], Example], batch: int, device: torch.device
-) -> None:
-    """Time four runs in turns, and report ours against lightly's at equal precision and at each one's default."""
-    images = tiles(batch, SIDE)
-    pictures = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in images]
-    runs: dict[str, Callable[[], None]] = {}
-    for precision in ("fp32", "bf16"):
-        ours, peer = Ours({**fields, "precision": precision}, batch, device), example(precision)
-        runs[f"ours {precision}"] = partial(ours, images)
-        runs[f"peer {precision}"] = partial(peer.step, pictures)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(REPEATS + 1):
-        for name, run in runs.items():
-            start = now(device)
-            run()
-            if turn:
-                seconds[name].append(now(device) - start)
-    where = "one CPU thread, CPU time" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    for how, own, other in (
-        ("both fp32", "fp32", "fp32"),
-        ("both bf16", "bf16", "bf16"),
-        ("each at its default: ours bf16, lightly fp32", "bf16", "fp32"),
-    ):
-        ours_s, peer_s = median(seconds[f"ours {own}"]), median(seconds[f"peer {other}"])
-        n = f"{REPEATS} repeats of a batch of {batch} tiles of {SIDE} px, {where}"
-        report(
-            f"training step, {claim}, {how}",
-            batch / ours_s,
-            batch / peer_s,
-            "lightly's example",
-            "images/s",
-            peer_s / ours_s,
-            n,
-        )
 
 
 CASES = {"mocov2": (mocov2, 64), "dino": (dino, 8), "swav": (swav, 32), "barlowtwins": (barlowtwins, 64)}
 """Each comparison, and its batch on a CPU."""
 
 
+def device_here() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def serve(connection: Connection, name: str, who: str, precision: str, batch: int) -> None:
+    """Take a step whenever asked, and answer with its seconds."""
+    torch.set_num_threads(1)
+    device = device_here()
+    case = CASES[name][0]()
+    images = tiles(batch, SIDE)
+    pictures = [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in images]
+    ours = Ours({**case.fields, "precision": precision}, batch, device) if who == "ours" else None
+    peer = None if ours else case.example(precision, device)
+    while connection.recv():
+        start = now(device)
+        if ours:
+            ours(images)
+        else:
+            peer.step(pictures)
+        connection.send(now(device) - start)
+
+
+def compare(name: str, batch: int, repeats: int) -> None:
+    """Time four runs in turns, and report ours against lightly's at equal precision and at each one's default."""
+    context = multiprocessing.get_context("spawn")
+    runs: dict[tuple[str, str], Connection] = {}
+    for precision in ("fp32", "bf16"):
+        for who in ("ours", "peer"):
+            runs[who, precision], end = context.Pipe()
+            context.Process(target=serve, args=(end, name, who, precision, batch), daemon=True).start()
+    seconds: dict[tuple[str, str], list[float]] = {run: [] for run in runs}
+    for turn in range(repeats + 1):
+        for run, connection in runs.items():
+            connection.send(True)
+            taken = connection.recv()
+            if turn:
+                seconds[run].append(taken)
+    for connection in runs.values():
+        connection.send(False)
+    device = device_here()
+    where = "one CPU thread, CPU time" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    for how, own, other in (
+        ("both fp32", "fp32", "fp32"),
+        ("both bf16", "bf16", "bf16"),
+        ("each at its default: ours bf16, lightly fp32", "bf16", "fp32"),
+    ):
+        ours_s, peer_s = median(seconds["ours", own]), median(seconds["peer", other])
+        n = f"{repeats} repeats of a batch of {batch} tiles of {SIDE} px, {where}"
+        claim = f"training step, {CASES[name][0]().claim}, {how}"
+        report(claim, batch / ours_s, batch / peer_s, "lightly's example", "images/s", peer_s / ours_s, n)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--batch", type=int, help="tiles a step (default: 8 to 64 on a CPU, 256 on a GPU)")
+    parser.add_argument("--repeats", type=int, default=REPEATS)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for name in arguments.only:
-        function, batch = CASES[name]
-        function(arguments.batch or (batch if device.type == "cpu" else 256), device)
+        batch = CASES[name][1] if device_here().type == "cpu" else 256
+        compare(name, arguments.batch or batch, arguments.repeats)
 
 
 if __name__ == "__main__":

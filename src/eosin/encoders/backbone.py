@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from eosin.core.errors import EosinError, nearest
 from eosin.encoders.base import Card, Encoder
+from eosin.encoders.class_token import class_token, reads_class_token_only
 
 __all__ = ["TimmEncoder", "build_encoder", "check_architecture", "create_backbone", "embedding_width", "load_state"]
 
@@ -21,9 +22,13 @@ DEPTH = 4
 class TimmEncoder(Encoder):
     """A timm network without its classifier, pooled as timm pools it: average for CNNs, CLS for most transformers."""
 
+    def __init__(self, card: Card, backbone: nn.Module) -> None:
+        super().__init__(card, backbone)
+        self._class_token_only = reads_class_token_only(backbone)
+
     def forward(self, images: Tensor) -> Tensor:
         """Embed float32 [B, 3, H, W], normalised, as [B, width]."""
-        return self.backbone(images)
+        return class_token(self.backbone, images) if self._class_token_only else self.backbone(images)
 
     def spatial(self, images: Tensor) -> list[Tensor]:
         """Return feature maps [B, C, h, w].

@@ -29,6 +29,7 @@ from eosin.core.collective import average, gather, largest, position_in_run, pro
 from eosin.core.console import console, warn
 from eosin.core.draws import Draws, stream_seed
 from eosin.core.errors import EosinError
+from eosin.core.memory import keep_freed_memory
 from eosin.data import Quarantine, Tiles, TrainingLoader, default_workers, open_tiles, pinned
 from eosin.encoders import Encoder, save_encoder
 from eosin.methods import Step
@@ -83,6 +84,8 @@ def pretrain(config: PretrainConfig, out: Path, *, command: str = "") -> Path:
         Interrupted: After Ctrl-C or SIGTERM, with a checkpoint saved.
     """
     device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     with process_group(device):
         tiles = _open(config)
         config, chosen = config.resolved(len(tiles))
