@@ -1,0 +1,189 @@
+"""Color spaces of stain augmentation, on batches of float images: CIE L*a*b*, HSV and hematoxylin-eosin-DAB.
+
+Values are in the units of RandStainNA's statistics files, so that its published statistics can be used as they are:
+
+* `lab`: CIE 1976 L*a*b* of sRGB (IEC 61966-2-1) under D65, scaled as OpenCV scales it to 8 bits but not rounded:
+  L·255/100, a + 128, b + 128.
+* `hsv`: OpenCV's 8-bit scaling, not rounded: hue in half degrees 0..180, saturation and value 0..255.
+* `hed`: the stains of Ruifrok and Johnston (2001) as scikit-image ≥ 0.18 scales them: ln(max(rgb, 1e-6)) / ln(1e-6)
+  times the inverse of the stain matrix. The clamp at 0 that scikit-image adds is left out: with it, colors that are no
+  mixture of the three stains do not come back.
+
+The functions that end in an underscore work in `planes`: an affine map, channel by channel, of these units (`UNITS`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["CHANNELS", "UNITS", "Space", "from_planes_", "from_space", "tissue_weight", "to_planes_", "to_space"]
+
+Space = Literal["lab", "hsv", "hed"]
+
+CHANNELS: dict[Space, tuple[str, str, str]] = {
+    "lab": ("L", "A", "B"),
+    "hsv": ("H", "S", "V"),
+    "hed": ("H", "E", "D"),
+}
+"""Letters of the channels, in order, as RandStainNA's files name them."""
+
+UNITS: dict[Space, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "lab": ((116 * 2.55, 500.0, 200.0), (-16 * 2.55, 128.0, 128.0)),
+    "hsv": ((30.0, 255.0, 255.0), (0.0, 0.0, 0.0)),
+    "hed": ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
+}
+"""Scale and offset of each channel: value = scale * plane + offset."""
+
+
+# Linear RGB to Y, X/0.950456, Z/1.088754: the sRGB primaries and D65 with the digits of OpenCV's documentation.
+_TO_YXZ = np.array(
+    [[0.212671, 0.715160, 0.072169], [0.412453, 0.357580, 0.180423], [0.019334, 0.119193, 0.950227]]
+) / np.array([[1.0], [0.950456], [1.088754]])
+_FROM_YXZ = np.linalg.inv(_TO_YXZ)
+
+# Rows: optical density of hematoxylin, eosin and DAB in R, G, B.
+_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+_TO_HED = np.linalg.inv(_STAINS).T
+_FROM_HED = _STAINS.T
+_DARKEST = 1e-6
+
+
+def _mix(source: Tensor, matrix: np.ndarray, out: Tensor) -> Tensor:
+    """Multiply the channels by a 3 x 3 matrix.
+
+    Written as sums of planes, not as a matrix product, which may run in a reduced precision (TF32, bfloat16) where a
+    training script allows that.
+    """
+    for row, target in zip(matrix.tolist(), out.unbind(1), strict=True):
+        torch.mul(source[:, 0], row[0], out=target)
+        target.add_(source[:, 1], alpha=row[1]).add_(source[:, 2], alpha=row[2])
+    return out
+
+
+def _lab_to_planes_(images: Tensor) -> Tensor:
+    scratch = torch.clamp(images, max=0.04045).mul_(1 / 12.92)
+    images = images.clamp_(min=0.04045).add_(0.055).mul_(1 / 1.055).pow_(2.4).add_(scratch).sub_(0.04045 / 12.92)
+    _mix(images, _TO_YXZ, scratch)
+    knee = (6 / 29) ** 3
+    toe = torch.clamp(scratch, max=knee).mul_((29 / 6) ** 2 / 3)
+    planes = scratch.clamp_(min=knee).pow_(1 / 3).add_(toe).sub_(knee * (29 / 6) ** 2 / 3)
+    planes[:, 1].sub_(planes[:, 0])
+    torch.sub(planes[:, 0], planes[:, 2], out=planes[:, 2])
+    return planes
+
+
+def _lab_from_planes_(planes: Tensor) -> Tensor:
+    planes[:, 1].add_(planes[:, 0])
+    torch.sub(planes[:, 0], planes[:, 2], out=planes[:, 2])
+    toe = torch.clamp(planes, -8.0, 6 / 29).sub_(6 / 29).mul_(3 * (6 / 29) ** 2)
+    planes = planes.clamp_(6 / 29, 8.0).pow_(3).add_(toe)
+    linear = _mix(planes, _FROM_YXZ, toe)
+    toe = torch.clamp(linear, 0.0, 0.0031308).sub_(0.0031308).mul_(12.92)
+    return linear.clamp_(0.0031308, 1.0).pow_(1 / 2.4).mul_(1.055).sub_(0.055).add_(toe).clamp_(0.0, 1.0)
+
+
+def _hsv_to_planes_(images: Tensor) -> Tensor:
+    red, green, blue = images.unbind(1)
+    value = torch.maximum(red, green)
+    torch.maximum(value, blue, out=value)
+    smallest = torch.minimum(red, green)
+    torch.minimum(smallest, blue, out=smallest)
+    chroma = value - smallest
+    # The hue in sixths of a turn as in `adjust_hue`: on 0..3, with the sign of green - blue; a gray pixel has hue 0.
+    hue = (green + blue).sub_(red).add_(chroma).sub_(smallest)
+    divisor = chroma.clamp(min=1e-12)
+    hue.div_(divisor)
+    turned = torch.where(green < blue, 6.0 - hue, hue)
+    images[:, 0] = turned
+    torch.div(chroma, value.clamp(min=1e-12), out=images[:, 1])
+    images[:, 2] = value
+    return images
+
+
+def _hsv_from_planes_(planes: Tensor) -> Tensor:
+    hue, saturation, value = planes.unbind(1)
+    hue = hue - torch.floor(hue * (1 / 6)).mul_(6.0)
+    value = value.clamp(0.0, 1.0)
+    chroma = saturation.clamp(0.0, 1.0).mul_(value)
+    smallest = value - chroma
+    red = torch.sub(hue, 3.0).abs_().clamp_(1.0, 2.0).sub_(1.0)
+    green = torch.sub(hue, 2.0).abs_().clamp_(1.0, 2.0).neg_().add_(2.0)
+    blue = torch.sub(hue, 4.0).abs_().clamp_(1.0, 2.0).neg_().add_(2.0)
+    for place, channel in enumerate((red, green, blue)):
+        torch.addcmul(smallest, channel, chroma, out=planes[:, place])
+    return planes.clamp_(0.0, 1.0)
+
+
+def _hed_to_planes_(images: Tensor) -> Tensor:
+    density = images.clamp_(min=_DARKEST).log_().mul_(1 / math.log(_DARKEST))
+    return _mix(density, _TO_HED, torch.empty_like(density))
+
+
+def _hed_from_planes_(planes: Tensor) -> Tensor:
+    density = _mix(planes, _FROM_HED, torch.empty_like(planes))
+    return density.mul_(math.log(_DARKEST)).exp_().clamp_(0.0, 1.0)
+
+
+def to_planes_(images: Tensor, space: Space) -> Tensor:
+    """Convert float32 [B, 3, h, w] RGB in 0..1 to planes; the images are overwritten."""
+    return {"lab": _lab_to_planes_, "hsv": _hsv_to_planes_, "hed": _hed_to_planes_}[space](images)
+
+
+def from_planes_(planes: Tensor, space: Space) -> Tensor:
+    """Convert planes back to RGB, clamped to 0..1; the planes are overwritten."""
+    return {"lab": _lab_from_planes_, "hsv": _hsv_from_planes_, "hed": _hed_from_planes_}[space](planes)
+
+
+def to_space(images: Tensor, space: Space) -> Tensor:
+    """Convert RGB to a color space.
+
+    Args:
+        images: float32 [B, 3, h, w] RGB in 0..1; left as they are.
+        space: "lab", "hsv" or "hed".
+
+    Returns:
+        float32 [B, 3, h, w] in the units of RandStainNA's files (see the module).
+    """
+    planes = to_planes_(images.clone(), space)
+    for plane, scale, offset in zip(planes.unbind(1), *UNITS[space], strict=True):
+        plane.mul_(scale).add_(offset)
+    return planes
+
+
+def from_space(values: Tensor, space: Space) -> Tensor:
+    """Convert a color space back to RGB.
+
+    Args:
+        values: float32 [B, 3, h, w] in the units of RandStainNA's files; left as they are. Values that no color has
+            are allowed: a hue beyond 0..180 wraps, everything else is clamped.
+        space: "lab", "hsv" or "hed".
+
+    Returns:
+        float32 [B, 3, h, w] RGB in 0..1.
+    """
+    planes = values.clone()
+    for plane, scale, offset in zip(planes.unbind(1), *UNITS[space], strict=True):
+        plane.sub_(offset).mul_(1 / scale)
+    return from_planes_(planes, space)
+
+
+def tissue_weight(images: Tensor) -> Tensor:
+    """Say how much each pixel is stained tissue.
+
+    Args:
+        images: float32 [B, 3, h, w] RGB in 0..1.
+
+    Returns:
+        float32 [B, 1, h, w]: 0 on glass and in black borders, 1 on tissue, a ramp between.
+    """
+    red, green, blue = images.unbind(1)
+    chroma = torch.maximum(red, green)
+    torch.maximum(chroma, blue, out=chroma)
+    smallest = torch.minimum(red, green)
+    torch.minimum(smallest, blue, out=smallest)
+    return chroma.sub_(smallest).sub_(0.04).mul_(1 / 0.06).clamp_(0.0, 1.0).unsqueeze(1)
