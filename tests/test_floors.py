@@ -19,6 +19,7 @@ FLOORS = {
     "methods": 3,
     "training": 3,
     "tasks": 3,
+    "stain": 3,
     "tiling": 3,
     "evaluate": 4,
     "nuclei": 4,
