@@ -52,6 +52,9 @@ _TO_HED = np.linalg.inv(_STAINS).T
 _FROM_HED = _STAINS.T
 _DARKEST = 1e-6
 
+_GLASS_SATURATION = 0.055
+_RAMP = (0.005, 0.03)
+
 
 def _mix(source: Tensor, matrix: np.ndarray, out: Tensor) -> Tensor:
     """Multiply the channels by a 3 x 3 matrix.
@@ -173,7 +176,10 @@ def from_space(values: Tensor, space: Space) -> Tensor:
 
 
 def tissue_weight(images: Tensor) -> Tensor:
-    """Say how much each pixel is stained tissue.
+    """Say how much each pixel is stained tissue, by its color alone.
+
+    A ramp over `largest - smallest - 0.055 * largest` of the three channels, from 0.005 to 0.03: glass, white or tinted
+    by the lamp, has a saturation of at most about 0.055; pale eosin and dark nuclei have more. Gray and black have none.
 
     Args:
         images: float32 [B, 3, h, w] RGB in 0..1.
@@ -182,8 +188,9 @@ def tissue_weight(images: Tensor) -> Tensor:
         float32 [B, 1, h, w]: 0 on glass and in black borders, 1 on tissue, a ramp between.
     """
     red, green, blue = images.unbind(1)
-    chroma = torch.maximum(red, green)
-    torch.maximum(chroma, blue, out=chroma)
+    weight = torch.maximum(red, green)
+    torch.maximum(weight, blue, out=weight)
     smallest = torch.minimum(red, green)
     torch.minimum(smallest, blue, out=smallest)
-    return chroma.sub_(smallest).sub_(0.04).mul_(1 / 0.06).clamp_(0.0, 1.0).unsqueeze(1)
+    weight.mul_(1.0 - _GLASS_SATURATION).sub_(smallest)
+    return weight.sub_(_RAMP[0]).mul_(1.0 / (_RAMP[1] - _RAMP[0])).clamp_(0.0, 1.0).unsqueeze(1)
