@@ -231,6 +231,50 @@ def benchmark(
     return 0
 
 
+def stain_probe(
+    *,
+    encoders: str,
+    task: str,
+    out: Path,
+    shifts: str = "hed-light,hed-strong,template:crc-lab,template:monuseg-lab",
+    protocol: str = "logistic",
+    seeds: str = "0",
+    label_column: str = "label",
+) -> int:
+    """Measure what encoders lose, and how far embeddings move, on test tiles stained differently.
+
+    Args:
+        encoders: Encoders, separated by commas, each SPEC or NAME=SPEC; {seed} in a spec stands for each seed.
+        task: folder:DIR, csv:FILE, store:DIR or synthetic, with options after a `?`.
+        out: Output directory; what is done there already is not done again.
+        shifts: Stain shifts, separated by commas: hed-light, hed-strong, hematoxylin+, hematoxylin-, eosin+, eosin-, or
+            template:STATISTICS with a shipped name or a file.
+        protocol: The probe, fitted and chosen on tiles as they are.
+        seeds: Seeds, separated by commas.
+        label_column: Column of the label in a manifest.
+    """
+    from eosin.evaluate.stain_probe import RECORDS, StainProbeConfig
+    from eosin.evaluate.stain_probe import stain_probe as run
+    from eosin.evaluate.stain_summary import print_summary
+
+    config = StainProbeConfig.parse(
+        {
+            "encoders": listed(encoders),
+            "task": task,
+            "shifts": listed(shifts),
+            "protocol": protocol,
+            "seeds": listed(seeds),
+            "label_column": label_column,
+            "out": out,
+        },
+        "stain probe",
+    )
+    _, summary = run(config, command=_command())
+    print_summary(summary, output)
+    _say(str(out / RECORDS))
+    return 0
+
+
 def report(out: Annotated[Path, Positional], /) -> int:
     """Make one self-contained HTML page of a benchmark's results; it opens from disk, offline.
 
@@ -266,6 +310,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "benchmark": benchmark,
     "report": report,
+    "stain probe": stain_probe,
     "doctor": doctor,
 }
 

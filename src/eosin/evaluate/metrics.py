@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["METRICS", "Metric", "metric_value", "prepare"]
+__all__ = ["METRICS", "Metric", "metric_value", "prepare", "ratio"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -76,30 +76,31 @@ def _one_hot(classes: Ints, count: int) -> Floats:
     return (classes[:, None] == np.arange(count)).astype(np.float64)
 
 
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+def ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """Divide; NaN where the denominator is not positive."""
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
 
 
 def _mean_defined(values: Floats) -> Floats:
     """Mean over the last axis of the values that are not NaN; NaN where all are."""
     defined = ~np.isnan(values)
-    return _ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1).astype(np.float64))
+    return ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1).astype(np.float64))
 
 
 def _accuracy(images: Scored, weights: Floats) -> Floats:
-    return _ratio(weights @ (images.predicted == images.truth).astype(np.float64), weights.sum(axis=1))
+    return ratio(weights @ (images.predicted == images.truth).astype(np.float64), weights.sum(axis=1))
 
 
 def _balanced_accuracy(images: Scored, weights: Floats) -> Floats:
     truth = _one_hot(images.truth, images.classes)
     hits = truth * (images.predicted == images.truth)[:, None]
-    return _mean_defined(_ratio(weights @ hits, weights @ truth))
+    return _mean_defined(ratio(weights @ hits, weights @ truth))
 
 
 def _macro_f1(images: Scored, weights: Floats) -> Floats:
     truth = _one_hot(images.truth, images.classes)
     predicted = _one_hot(images.predicted, images.classes)
-    return _mean_defined(_ratio(2.0 * (weights @ (truth * predicted)), weights @ truth + weights @ predicted))
+    return _mean_defined(ratio(2.0 * (weights @ (truth * predicted)), weights @ truth + weights @ predicted))
 
 
 def _auroc(images: Scored, weights: Floats) -> Floats:
@@ -122,7 +123,7 @@ def _one_vs_rest(positive: npt.NDArray[np.bool_], scores: Floats, weights: Float
     np.cumsum(negative_weights, axis=1, out=cumulative[:, 1:])
     positive_weights = weights[:, order[is_positive]]
     ordered = np.einsum("rp,rp->r", positive_weights, cumulative[:, below] + cumulative[:, through]) / 2.0
-    return _ratio(ordered, positive_weights.sum(axis=1) * cumulative[:, -1])
+    return ratio(ordered, positive_weights.sum(axis=1) * cumulative[:, -1])
 
 
 METRICS: dict[str, Metric] = {

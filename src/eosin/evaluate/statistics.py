@@ -6,7 +6,7 @@ are drawn instead (the cluster bootstrap: Field and Welsh, JRSS B 2007).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,17 @@ from eosin.core.draws import stream_seed
 from eosin.core.errors import EosinError, nearest
 from eosin.evaluate.metrics import METRICS, Floats, Scored, metric_value, prepare
 
-__all__ = ["METRICS", "Comparison", "Predicted", "bootstrap_interval", "holm", "metric_value", "paired_test"]
+__all__ = [
+    "METRICS",
+    "Comparison",
+    "Interval",
+    "Predicted",
+    "bootstrap_interval",
+    "bootstrap_statistic",
+    "holm",
+    "metric_value",
+    "paired_test",
+]
 
 # Weights of a block of resamples: 4 M values, 32 MiB, so that memory does not grow with the number of resamples.
 _BLOCK = 1 << 22
@@ -101,13 +111,46 @@ def bootstrap_interval(
             spread = weights[:, unit]
             for name in names:
                 draws[name].append(METRICS[name].compute(images, spread))
-    return {name: _interval(name, images, draws[name]) for name in names}
+    ones = np.ones((1, len(images.truth)))
+    undefined = "the test split has images of one class only"
+    return {name: _interval(METRICS[name].compute(images, ones), draws[name], undefined) for name in names}
 
 
-def _interval(name: str, images: Scored, draws: list[Floats]) -> Interval:
-    value = float(METRICS[name].compute(images, np.ones((1, len(images.truth))))[0])
+def bootstrap_statistic(
+    parts: Sequence[tuple[npt.ArrayLike, Callable[[Floats], Floats]]],
+    seed: int = 0,
+    resamples: int = 1000,
+    undefined: str = "it cannot be computed",
+) -> Interval:
+    """Compute any statistic of weighted images, averaged over parts, with an interval like `bootstrap_interval`'s.
+
+    A part is a set of images, such as the test images of one seed; a group met in several parts is drawn once for all.
+
+    Args:
+        parts: Of each, the unit of its images, [n] (patient, slide, or a name where each image stands for itself), and
+            the statistic: weights of the images, float64 [R, n], to values [R], NaN where undefined.
+        seed: Of the resampling.
+        resamples: Number of resamples.
+        undefined: Reason to give where the value itself is NaN.
+    """
+    labels = [np.asarray(units).astype(str) for units, _ in parts]
+    unique, joined = np.unique(np.concatenate(labels), return_inverse=True)
+    rows = np.split(joined.astype(np.int64), np.cumsum([len(part) for part in labels])[:-1])
+
+    def average(weights: Floats) -> Floats:
+        values = [compute(weights[:, unit]) for (_, compute), unit in zip(parts, rows, strict=True)]
+        return np.asarray(np.mean(values, axis=0))
+
+    draws: list[Floats] = []
+    if len(unique) > 1:
+        draws = [average(weights) for weights in _resampled_weights(len(unique), seed, resamples, len(joined))]
+    return _interval(average(np.ones((1, len(unique)))), draws, undefined)
+
+
+def _interval(values: Floats, draws: list[Floats], undefined: str) -> Interval:
+    value = float(values[0])
     if np.isnan(value):
-        reason = "undefined: the test split has images of one class only"
+        reason = f"undefined: {undefined}"
         return {"value": None, "low": None, "high": None, "reason": reason}
     low, high = _percentiles(np.concatenate(draws) if draws else np.empty(0))
     if low is None:
