@@ -107,6 +107,41 @@ def test_key_changes_with_pixels_weights_size_and_precision(folder):
     assert len(set(keys)) == 6
 
 
+class Darker:
+    """Halves the pixels of the tiles in odd rows."""
+
+    def __init__(self, key: str = "darker") -> None:
+        self.key = self.name = key
+
+    def __call__(self, images: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+        assert images.dtype == torch.uint8
+        return torch.where(torch.from_numpy(rows % 2 == 1)[:, None, None, None], images // 2, images)
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(40, 0), (7, 2)])
+def test_a_change_of_the_pixels_comes_before_the_encoder_and_knows_the_row(folder, batch_size, workers):
+    encoder, tiles = Counted("color:stats?size=24"), open_tiles(str(folder))
+    got = embed(encoder, tiles, change=Darker(), batch_size=batch_size, workers=workers)
+    pixels = np.stack([np.asarray(Image.open(folder / name)).transpose(2, 0, 1) for name in tiles.names])
+    pixels[1::2] //= 2
+    expected = encoder.inner(encoder.inner.normalize(torch.from_numpy(pixels)))
+    np.testing.assert_allclose(got.features, expected.numpy(), atol=1e-5)
+
+
+def test_changed_pixels_have_a_cache_of_their_own(folder, tmp_path):
+    encoder, tiles = Counted(), open_tiles(str(folder))
+    plain = embed(encoder, tiles, cache=tmp_path / "cache")
+    dark = embed(encoder, tiles, change=Darker(), cache=tmp_path / "cache")
+    assert not dark.cached
+    assert not np.array_equal(plain.features, dark.features)
+    again = embed(encoder, tiles, change=Darker(), cache=tmp_path / "cache")
+    assert again.cached
+    np.testing.assert_array_equal(dark.features, again.features)
+    assert not embed(encoder, tiles, change=Darker("other"), cache=tmp_path / "cache").cached
+    assert embed(encoder, tiles, cache=tmp_path / "cache").cached
+    assert embedding_key(encoder, tiles) == plain.key
+
+
 @pytest.mark.parametrize("damage", ["cut", "bit", "empty", "text"])
 def test_a_damaged_cache_file_is_computed_again(folder, tmp_path, damage, capsys):
     encoder, tiles = Counted(), open_tiles(str(folder))

@@ -12,8 +12,8 @@ from sklearn.metrics import balanced_accuracy_score
 
 from eosin.core.errors import EosinError
 from eosin.evaluate import statistics
-from eosin.evaluate.metrics import METRICS, metric_value
-from eosin.evaluate.statistics import Predicted, bootstrap_interval, holm, paired_test
+from eosin.evaluate.metrics import METRICS, metric_value, prepare
+from eosin.evaluate.statistics import Predicted, bootstrap_interval, bootstrap_statistic, holm, paired_test
 
 
 def sample(seed: int, n: int, classes: int = 3, skill: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -47,6 +47,43 @@ def test_block_size_does_not_change_the_draws(monkeypatch):
     whole = bootstrap_interval(truth, probabilities, seed=2, resamples=101)
     monkeypatch.setattr(statistics, "_BLOCK", 350)
     assert bootstrap_interval(truth, probabilities, seed=2, resamples=101) == whole
+
+
+def test_a_statistic_of_weighted_images_has_the_interval_of_the_metric():
+    truth, probabilities = sample(2, 40)
+    images, groups = prepare(truth, probabilities), np.array([f"p{i % 7}" for i in range(40)])
+    part = (groups, lambda weights: METRICS["balanced_accuracy"].compute(images, weights))
+    expected = bootstrap_interval(truth, probabilities, groups, seed=4, resamples=100)["balanced_accuracy"]
+    assert bootstrap_statistic([part], 4, 100) == expected
+    # The same images twice, as two seeds without any difference, are one sample and not two.
+    assert bootstrap_statistic([part, part], 4, 100) == expected
+
+
+def test_a_statistic_over_parts_draws_a_group_once_for_all():
+    truth, probabilities = sample(3, 30)
+    parts, plain = [], []
+    for rows, units in ((np.arange(12), np.arange(12) // 3), (np.arange(8, 30), np.arange(8, 30) // 3)):
+        images = prepare(truth[rows], probabilities[rows])
+        parts.append((units, lambda weights, images=images: METRICS["accuracy"].compute(images, weights)))
+        plain.append((images.predicted == images.truth, units.astype(str)))
+    got = bootstrap_statistic(parts, 6, 50)
+    names = sorted({name for _, units in plain for name in units})
+    values = []
+    for drawn in np.random.default_rng(statistics.stream_seed(6, "bootstrap")).integers(0, 10, size=(50, 10)):
+        chosen = [names[index] for index in drawn]
+        means = []
+        for hits, units in plain:
+            weights = np.array([chosen.count(unit) for unit in units])
+            means.append((hits * weights).sum() / weights.sum() if weights.sum() else np.nan)
+        values.append(np.mean(means))
+    low, high = np.percentile([value for value in values if value == value], [2.5, 97.5])
+    assert [got["low"], got["high"]] == pytest.approx([low, high])
+    assert got["value"] == pytest.approx(np.mean([hits.mean() for hits, _ in plain]))
+
+
+def test_a_statistic_that_is_undefined_says_why():
+    got = bootstrap_statistic([(np.arange(3), lambda weights: np.full(len(weights), np.nan))], undefined="no reason")
+    assert got == {"value": None, "low": None, "high": None, "reason": "undefined: no reason"}
 
 
 def test_groups_widen_the_interval_of_dependent_images():

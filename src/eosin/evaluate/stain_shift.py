@@ -150,7 +150,8 @@ def _template(name: str) -> Shift:
         _TEMPLATE_VERSION,
         f"each tile gets the {statistics.space.upper()} means and deviations of a draw from {source} ({model})",
         RandStainNA(config),
-        short_hash(statistics.plain()),
+        # What is drawn, and not where the file says that it came from.
+        short_hash(statistics.model_dump(mode="json", include={"space", "tissue_only", "independent", "mixture"})),
     )
 
 
