@@ -2,6 +2,19 @@
 
 from eosin.augment.blur import BlurConfig
 from eosin.augment.color import JitterConfig, SolarizeConfig
+from eosin.augment.hed import HEDJitterConfig
+from eosin.augment.macenko import MacenkoConfig
+from eosin.augment.randstainna import RandStainNAConfig
 from eosin.augment.views import AugmentConfig, ViewConfig, Views
 
-__all__ = ["AugmentConfig", "BlurConfig", "JitterConfig", "SolarizeConfig", "ViewConfig", "Views"]
+__all__ = [
+    "AugmentConfig",
+    "BlurConfig",
+    "HEDJitterConfig",
+    "JitterConfig",
+    "MacenkoConfig",
+    "RandStainNAConfig",
+    "SolarizeConfig",
+    "ViewConfig",
+    "Views",
+]

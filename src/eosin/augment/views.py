@@ -13,8 +13,11 @@ from torch import Tensor
 
 from eosin.augment.blur import BlurConfig, GaussianBlur
 from eosin.augment.color import ColorJitter, Grayscale, JitterConfig, Solarize, SolarizeConfig
-from eosin.augment.geometry import Flip, Interpolation, RandomResizedCrop
+from eosin.augment.geometry import Flip, Interpolation, RandomResizedCrop, Rotate90
+from eosin.augment.hed import HEDJitter, HEDJitterConfig
+from eosin.augment.macenko import Macenko, MacenkoConfig
 from eosin.augment.operations import Operation, Parameters, Probability
+from eosin.augment.randstainna import RandStainNA, RandStainNAConfig
 from eosin.core.config import Config
 from eosin.core.draws import Draws
 from eosin.core.transfer import upload
@@ -41,6 +44,8 @@ class ViewConfig(Config):
     """Side of the view in pixels."""
     scale: tuple[Positive, Annotated[float, Field(gt=0.0, le=1.0)]] = (0.2, 1.0)
     """Smallest and largest share of the image's area in the crop."""
+    field_of_view: tuple[Positive, Positive] | None = None
+    """Smallest and largest side of the crop in µm, in place of `scale`; the tiles must have a known µm/px."""
     ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of the crop."""
     interpolation: Interpolation = "bilinear"
@@ -49,6 +54,11 @@ class ViewConfig(Config):
     """Probability of a left-right flip."""
     vertical_flip: Probability = 0.0
     """Probability of a top-bottom flip."""
+    rotate90: Probability = 0.0
+    """Probability of a turn by 90°, 180° or 270°."""
+    macenko: MacenkoConfig = MacenkoConfig()
+    hed: HEDJitterConfig = HEDJitterConfig()
+    randstainna: RandStainNAConfig = RandStainNAConfig()
     jitter: JitterConfig = JitterConfig()
     grayscale: Probability = 0.2
     """Probability of losing the color."""
@@ -57,16 +67,18 @@ class ViewConfig(Config):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        for name in ("scale", "ratio"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} must be given as low, high (got {low}, {high})")
+        for name in ("scale", "field_of_view", "ratio"):
+            span = getattr(self, name)
+            if span is not None and span[0] > span[1]:
+                raise ValueError(f"{name} must be given as low, high (got {span[0]}, {span[1]})")
         return self
 
 
 class AugmentConfig(Config):
     """The views of a pre-training run, and the statistics their pixels are normalised with."""
 
+    preset: str | None = None
+    """The preset whose values the views started from, for the record; the views below say what is done."""
     mean: Channels = (0.485, 0.456, 0.406)
     """Mean of R, G, B in 0..1 (default: ImageNet's)."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
@@ -80,12 +92,21 @@ class _View:
 
     def __init__(self, config: ViewConfig) -> None:
         self.size = config.size
-        self.geometric: dict[str, Operation] = {
-            "crop": RandomResizedCrop(config.size, config.scale, config.ratio, config.interpolation)
-        }
+        self.crop = RandomResizedCrop(
+            config.size, config.scale, config.ratio, config.interpolation, config.field_of_view
+        )
+        self.geometric: dict[str, Operation] = {}
         if config.horizontal_flip or config.vertical_flip:
             self.geometric["flip"] = Flip(config.horizontal_flip, config.vertical_flip)
+        if config.rotate90:
+            self.geometric["rotate90"] = Rotate90(config.rotate90)
         self.photometric: dict[str, Operation] = {}
+        if config.macenko.probability:
+            self.photometric["macenko"] = Macenko(config.macenko)
+        if config.hed.probability:
+            self.photometric["hed"] = HEDJitter(config.hed)
+        if config.randstainna.probability:
+            self.photometric["randstainna"] = RandStainNA(config.randstainna)
         if config.jitter.probability:
             self.photometric["jitter"] = ColorJitter(config.jitter)
         if config.grayscale:
@@ -95,11 +116,13 @@ class _View:
         if config.solarize.probability:
             self.photometric["solarize"] = Solarize(config.solarize)
 
-    def sample(self, draws: Draws, images: Tensor) -> ViewParameters:
+    def sample(self, draws: Draws, images: Tensor, mpp: npt.NDArray[np.float64] | None) -> ViewParameters:
         operations = self.geometric | self.photometric
-        return {name: operation.sample(draws, images) for name, operation in operations.items()}
+        parameters = {name: operation.sample(draws, images) for name, operation in operations.items()}
+        return {"crop": self.crop.sample(draws, images, mpp), **parameters}
 
     def apply(self, images: Tensor, parameters: ViewParameters, shift: Tensor, scale: Tensor) -> Tensor:
+        images = self.crop.apply(images, parameters["crop"])
         for name, operation in self.geometric.items():
             images = operation.apply(images, parameters[name])
         if images.device.type != "cpu":
@@ -154,21 +177,25 @@ class Views:
         """Return the number of views of each image."""
         return len(self._views)
 
-    def parameters(self, images: Tensor, draws: Draws) -> list[ViewParameters]:
+    def parameters(
+        self, images: Tensor, draws: Draws, mpp: npt.NDArray[np.float64] | None = None
+    ) -> list[ViewParameters]:
         """Draw every view's parameters without touching a pixel.
 
         Args:
             images: uint8 [B, 3, H, W], read for its shape only.
             draws: The batch's draws, B positions.
+            mpp: float64 [B], µm/px of the images; needed where a view has a field of view.
 
         Returns:
             For each view: operation name → parameter name → array of length B.
 
         Raises:
-            ValueError: If the batch is not uint8 [B, 3, H, W] or its length is not that of the draws.
+            ValueError: If the batch is not uint8 [B, 3, H, W], its length is not that of the draws, or an image's µm/px
+                is needed and not known.
         """
         _check(images, len(draws))
-        return [view.sample(draws.within(scope), images) for scope, view in self._views]
+        return [view.sample(draws.within(scope), images, mpp) for scope, view in self._views]
 
     @torch.no_grad()
     def apply(self, images: Tensor, parameters: Sequence[ViewParameters]) -> list[Tensor]:
@@ -191,9 +218,9 @@ class Views:
         pairs = zip(self._views, parameters, strict=True)
         return [view.apply(images, drawn, shift, scale) for (_, view), drawn in pairs]
 
-    def __call__(self, images: Tensor, draws: Draws) -> list[Tensor]:
-        """Draw and apply: `apply(images, parameters(images, draws))`."""
-        return self.apply(images, self.parameters(images, draws))
+    def __call__(self, images: Tensor, draws: Draws, mpp: npt.NDArray[np.float64] | None = None) -> list[Tensor]:
+        """Draw and apply: `apply(images, parameters(images, draws, mpp))`."""
+        return self.apply(images, self.parameters(images, draws, mpp))
 
 
 def _check(images: Tensor, length: int) -> None:

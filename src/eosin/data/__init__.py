@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eosin.data.images import UnreadableImage, decode_image
-from eosin.data.loader import Batch, TrainingLoader, iterate_tiles, tiles_at
+from eosin.data.loader import Batch, MakeViews, TrainingLoader, iterate_tiles, tiles_at
 from eosin.data.pack import PackSummary, pack
 from eosin.data.prefetch import pinned
 from eosin.data.quarantine import Quarantine
@@ -14,6 +14,7 @@ from eosin.data.workers import default_workers
 
 __all__ = [
     "Batch",
+    "MakeViews",
     "Names",
     "PackSummary",
     "Quarantine",

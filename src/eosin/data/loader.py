@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,17 +13,38 @@ from torch import Tensor
 
 from eosin.core.draws import permuted, stream_seed
 from eosin.core.errors import EosinError
-from eosin.data.images import Interpolation, UnreadableImage
+from eosin.data.images import Interpolation, UnreadableImage, open_image
 from eosin.data.quarantine import Quarantine
 from eosin.data.tiles import Tiles, load_square
 from eosin.data.workers import read_ahead
 
-__all__ = ["Batch", "TrainingLoader", "iterate_tiles", "tiles_at"]
+__all__ = ["Batch", "MakeViews", "TrainingLoader", "iterate_tiles", "tiles_at"]
 
 Int64Array = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
 
-Loaded = tuple[Tensor, Int64Array, list[tuple[int, str]]]
-"""Images uint8 [B, 3, size, size], the tile of each int64 [B], and (tile, reason) of each unreadable one."""
+MakeViews = Callable[[Tensor, int, Int64Array, Float64Array | None], list[Tensor]]
+"""From images uint8 [B, 3, size, size], their step, positions int64 [B] and µm/px float64 [B] (None where nobody asked)
+to views. It runs in the workers: of an importable kind, and small to pickle."""
+
+
+class Loaded(NamedTuple):
+    """What a worker hands over.
+
+    Attributes:
+        images: uint8 [B, 3, size, size]; none (B = 0) where there are views.
+        rows: int64 [B], the tile of each.
+        bad: (tile, reason) of each unreadable tile.
+        mpp: float64 [B], µm/px of the images as loaded, where it is asked for.
+        views: What `MakeViews` made of the images.
+    """
+
+    images: Tensor
+    rows: Int64Array
+    bad: list[tuple[int, str]]
+    mpp: Float64Array | None = None
+    views: list[Tensor] | None = None
+
 
 # So many unreadable tiles in a row mean that the disk or network is gone, not that tiles are broken.
 _CONSECUTIVE_FAILURES = 100
@@ -56,7 +78,7 @@ class Batch:
     """What one process gets for one forward pass."""
 
     images: Tensor
-    """uint8 [B, 3, size, size] RGB."""
+    """uint8 [B, 3, size, size] RGB; none where the workers made views of them."""
     positions: Int64Array
     """int64 [B], each image's position in the global batch of the step."""
     step: int
@@ -64,6 +86,10 @@ class Batch:
     """int64 [B], the tile that each image shows."""
     micro: int = 0
     """Which of the step's `accumulate` parts this is."""
+    mpp: Float64Array | None = None
+    """float64 [B], µm/px of the images as loaded, where the loader was asked for it."""
+    views: list[Tensor] | None = None
+    """Where the loader makes views: V tensors [B, ...]."""
 
 
 class TrainingLoader:
@@ -86,6 +112,8 @@ class TrainingLoader:
         rank: This process.
         world: Number of processes.
         accumulate: Parts a step.
+        mpp: float64 [N], µm/px of the tiles at rest; with it batches say the µm/px of their images.
+        make_views: Run in the workers on each batch; batches then hold its views and no images.
 
     Raises:
         EosinError: If the global batch is larger than the source.
@@ -105,6 +133,8 @@ class TrainingLoader:
         rank: int = 0,
         world: int = 1,
         accumulate: int = 1,
+        mpp: Float64Array | None = None,
+        make_views: MakeViews | None = None,
     ) -> None:
         self.global_batch = batch_size * world * accumulate
         if self.global_batch > len(tiles):
@@ -124,6 +154,8 @@ class TrainingLoader:
         self.rank = rank
         self.world = world
         self.accumulate = accumulate
+        self.mpp = mpp
+        self.make_views = make_views
 
     def __len__(self) -> int:
         """Return the number of batches still to come from `start_step`: steps × accumulate."""
@@ -135,14 +167,15 @@ class TrainingLoader:
         Raises:
             EosinError: If too many tiles are unreadable, or a worker is killed.
         """
-        reader = _TrainingReader(self.tiles, self.size, self.batch_size, self.seed)
+        reader = _TrainingReader(self)
         parts = range(self.start_step * self.accumulate, max(self.start_step, self.steps) * self.accumulate)
         starts = [(part * self.world + self.rank) * self.batch_size for part in parts]
-        for part, (images, indices, bad) in zip(parts, read_ahead(reader, starts, self.workers), strict=True):
-            _quarantine(self.tiles, bad, self.quarantine)
+        for part, loaded in zip(parts, read_ahead(reader, starts, self.workers), strict=True):
+            _quarantine(self.tiles, loaded.bad, self.quarantine)
             step, micro = divmod(part, self.accumulate)
             first = (micro * self.world + self.rank) * self.batch_size
-            yield Batch(images, np.arange(first, first + self.batch_size), step, indices, micro)
+            positions = np.arange(first, first + self.batch_size)
+            yield Batch(loaded.images, positions, step, loaded.rows, micro, loaded.mpp, loaded.views)
 
 
 def iterate_tiles(
@@ -171,10 +204,10 @@ def iterate_tiles(
         EosinError: If too many tiles are unreadable, or a worker is killed.
     """
     reader = _RowReader(tiles, size, batch_size, interpolation)
-    for images, rows, bad in read_ahead(reader, range(0, len(tiles), batch_size), workers):
-        _quarantine(tiles, bad, quarantine)
-        if len(rows):
-            yield images, rows
+    for loaded in read_ahead(reader, range(0, len(tiles), batch_size), workers):
+        _quarantine(tiles, loaded.bad, quarantine)
+        if len(loaded.rows):
+            yield loaded.images, loaded.rows
 
 
 def _quarantine(tiles: Tiles, bad: list[tuple[int, str]], quarantine: Quarantine) -> None:
@@ -187,21 +220,37 @@ def _quarantine(tiles: Tiles, bad: list[tuple[int, str]], quarantine: Quarantine
 class _TrainingReader:
     """Loads one process's part of a batch, given its first global sample."""
 
-    def __init__(self, tiles: Tiles, size: int, batch_size: int, seed: int) -> None:
-        self.tiles = tiles.without_columns()
-        self.size = size
-        self.batch_size = batch_size
-        self.seed = seed
+    def __init__(self, loader: TrainingLoader) -> None:
+        self.tiles = loader.tiles.without_columns()
+        self.size = loader.size
+        self.batch_size = loader.batch_size
+        self.global_batch = loader.global_batch
+        self.seed = loader.seed
+        self.mpp = loader.mpp
+        self.make_views = loader.make_views
         self.known_bad: dict[int, str] = {}
 
     def __call__(self, first: int, /) -> Loaded:
         samples = np.arange(first, first + self.batch_size)
         chosen = tiles_at(samples, len(self.tiles), self.seed)
-        images = np.empty((self.batch_size, 3, self.size, self.size), dtype=np.uint8)
+        pixels = np.empty((self.batch_size, 3, self.size, self.size), dtype=np.uint8)
+        mpp = None if self.mpp is None else np.empty(self.batch_size)
         bad: dict[int, str] = {}
         for slot, sample in enumerate(samples):
-            chosen[slot] = self._load(images[slot], int(sample), int(chosen[slot]), bad)
-        return torch.from_numpy(images), chosen, list(bad.items())
+            chosen[slot] = self._load(pixels[slot], int(sample), int(chosen[slot]), bad)
+            if mpp is not None:
+                mpp[slot] = self._mpp(int(chosen[slot]))
+        images = torch.from_numpy(pixels)
+        if self.make_views is None:
+            return Loaded(images, chosen, list(bad.items()), mpp)
+        step, position = divmod(first, self.global_batch)
+        views = self.make_views(images, step, position + np.arange(self.batch_size), mpp)
+        return Loaded(images[:0], chosen, list(bad.items()), mpp, views)
+
+    def _mpp(self, tile: int) -> float:
+        """Return the µm/px of a tile after its short side has been brought to `size`."""
+        assert self.mpp is not None
+        return float(self.mpp[tile]) * min(open_image(self.tiles.read(tile)).size) / self.size
 
     def _load(self, out: npt.NDArray[np.uint8], sample: int, tile: int, bad: dict[int, str]) -> int:
         """Fill `out` with a tile, or else with the next readable one of the pass's order; return which it is."""
@@ -246,4 +295,4 @@ class _RowReader:
                 kept += 1
             except UnreadableImage as error:
                 bad[int(row)] = str(error)
-        return torch.from_numpy(images[:kept].copy() if bad else images), rows[:kept], list(bad.items())
+        return Loaded(torch.from_numpy(images[:kept].copy() if bad else images), rows[:kept], list(bad.items()))

@@ -26,7 +26,12 @@ def pinned(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     if device.type != "cuda":
         yield from batches
         return
-    yield from ahead(replace(batch, images=batch.images.pin_memory()) for batch in batches)
+    yield from ahead(_pinned(batch) for batch in batches)
+
+
+def _pinned(batch: Batch) -> Batch:
+    views = batch.views if batch.views is None else [view.pin_memory() for view in batch.views]
+    return replace(batch, images=batch.images.pin_memory(), views=views)
 
 
 def ahead(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -12,6 +12,7 @@ from eosin.augment import AugmentConfig
 from eosin.core.config import Config, apply_overrides, flatten
 from eosin.core.errors import EosinError
 from eosin.methods import METHODS, Method, MethodConfig, Setting
+from eosin.pretrain.presets import published_views, with_preset
 from eosin.training.optimizers import OptimizerConfig
 from eosin.training.sinks import LogConfig
 
@@ -30,6 +31,7 @@ FREE_FIELDS = (
     "data.quarantine_limit",
     "watch.on_collapse",
     "device",
+    "augment_on",
     "compile",
     "log.tensorboard",
     "log.wandb",
@@ -47,6 +49,8 @@ class DataConfig(Config):
     """Use only tiles of these splits of the source."""
     size: int = Field(256, ge=8)
     """Side in pixels to which a tile's short side is resized before views are cut."""
+    mpp: float | None = Field(None, gt=0.0)
+    """µm/px of the tiles that do not say theirs; needed for views with a field of view."""
     workers: int | None = Field(None, ge=0)
     """Processes that decode tiles; null chooses by the number of cores."""
     quarantine_limit: float = Field(0.01, ge=0.0, le=1.0)
@@ -110,6 +114,9 @@ class PretrainConfig(Config):
     """Compile the networks with torch.compile."""
     device: str | None = None
     """cpu, cuda, cuda:N; null takes the best one present."""
+    augment_on: Literal["fastest", "device", "workers"] = "fastest"
+    """Where views are made: on the device that trains, or in the processes that decode; fastest tries both for a few
+    steps and keeps the faster one."""
     data: DataConfig = DataConfig()
     encoder: EncoderConfig = EncoderConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -122,7 +129,7 @@ class PretrainConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _authors_values(cls, values: Any) -> Any:
-        """Fill what is not given with the values of the method's authors."""
+        """Fill what is not given with the values of the preset, and of the method's authors."""
         if not isinstance(values, Mapping):
             return values
         named = values.get("method")
@@ -136,6 +143,9 @@ class PretrainConfig(Config):
             default = defaults.get("optimizer", {}).get("name", "sgd")
             if optimizer.get("name", default) != default:
                 defaults.pop("optimizer", None)  # another optimiser's settings
+        augment = values.get("augment")
+        if isinstance(augment, Mapping) and augment.get("preset") is not None:
+            defaults["augment"] = {"views": with_preset(published_views(name), augment["preset"])}
         return _in_order(_merged(defaults, values), method)
 
     @field_validator("method", mode="before")

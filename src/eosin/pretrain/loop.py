@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from rich.progress import Progress, TaskID
 from torch import Tensor
@@ -30,14 +27,16 @@ from eosin.core.console import console, warn
 from eosin.core.draws import Draws, stream_seed
 from eosin.core.errors import EosinError
 from eosin.core.memory import keep_freed_memory
-from eosin.data import Quarantine, Tiles, TrainingLoader, default_workers, open_tiles, pinned
+from eosin.data import Batch, Quarantine, Tiles, TrainingLoader, default_workers, pinned
 from eosin.encoders import Encoder, save_encoder
 from eosin.methods import Step
 from eosin.pretrain.best import BestEncoder
 from eosin.pretrain.build import build_method, check_crops
 from eosin.pretrain.config import FREE_FIELDS, PretrainConfig
 from eosin.pretrain.display import in_words, run_progress
+from eosin.pretrain.placement import Placement, RunViews
 from eosin.pretrain.probe import OnlineProbe
+from eosin.pretrain.source import open_source, resolutions, tiles_hash
 from eosin.pretrain.watch import CollapseWatch, effective_rank, pair_signals
 from eosin.training.batch_norm import synchronize_batch_norm
 from eosin.training.optimizers import build_optimizer, check_schedule, clip_gradients, set_hyperparameters
@@ -87,7 +86,7 @@ def pretrain(config: PretrainConfig, out: Path, *, command: str = "") -> Path:
     if device.type == "cpu":
         keep_freed_memory()
     with process_group(device):
-        tiles = _open(config)
+        tiles = open_source(config)
         config, chosen = config.resolved(len(tiles))
         check_schedule(config.optimizer, config.samples)
         with _memory_errors(device):
@@ -121,31 +120,6 @@ def _run_directory(
     return RunDirectory(out, config, free=FREE_FIELDS, command=command, keep=keep, log=config.log)
 
 
-def _open(config: PretrainConfig) -> Tiles:
-    if config.data.source is None:
-        raise EosinError("field 'data.source' is missing; give the tiles with --data SOURCE")
-    tiles = open_tiles(config.data.source, splits=config.data.splits)
-    if len(tiles) < 2:
-        raise EosinError(f"{config.data.source}: one tile has no other to be told apart from; give 2 or more")
-    if config.batch_size > len(tiles):
-        raise EosinError(
-            f"batch_size {config.batch_size} is larger than the {len(tiles)} tiles of {config.data.source}; "
-            f"use --batch_size {2 ** (len(tiles).bit_length() - 1)} or less"
-        )
-    pieces = processes() * config.accumulate
-    if config.batch_size % pieces:
-        raise EosinError(
-            f"batch_size {config.batch_size} cannot be shared by {processes()} processes x accumulate "
-            f"{config.accumulate}; use a multiple of {pieces}"
-        )
-    if config.batch_size == pieces:
-        raise EosinError(
-            f"batch_size {config.batch_size} over {processes()} processes x accumulate {config.accumulate} leaves one "
-            f"tile a forward pass; use --batch_size {2 * pieces} or more"
-        )
-    return tiles
-
-
 class _Trainer:
     """One run: networks, optimiser, and the state of the log."""
 
@@ -162,9 +136,10 @@ class _Trainer:
         self.model: torch.nn.Module = self.method
         self.trained = [(name, value) for name, value in self.method.named_parameters() if value.requires_grad]
         self.optimizer = build_optimizer(config.optimizer, self.trained)
-        self.views = Views(config.augment)
+        self.views = RunViews(Views(config.augment), config.seed)
+        self.mpp = resolutions(tiles, config)
         self.watch = CollapseWatch(self.method.chance_loss, self._piece(), config.watch.grace_steps)
-        self.tiles_hash = _tiles_hash(tiles)
+        self.tiles_hash = tiles_hash(tiles)
         self.probe = OnlineProbe(config.watch, tiles, config.encoder.size, config.seed)
         self.step = 0
         self.lr = 0.0
@@ -237,28 +212,58 @@ class _Trainer:
 
     def _loop(self, run: RunDirectory | None, quarantine: Quarantine, progress: Progress, task: TaskID) -> None:
         config = self.config
+        workers = default_workers() if config.data.workers is None else config.data.workers
+        placement = Placement(
+            config.augment_on,
+            step=self.step,
+            steps=config.steps,
+            workers=workers,
+            batch_bytes=_view_bytes(config) // processes(),
+            device=self.device,
+        )
+        if placement.reason and self.step < config.steps:
+            _say(placement.describe())
+        while self.step < config.steps:
+            loader = TrainingLoader(
+                self.tiles,
+                size=config.data.size,
+                batch_size=config.batch_size // processes(),
+                seed=config.seed,
+                start_step=self.step,
+                steps=placement.until,
+                workers=workers,
+                quarantine=quarantine,
+                rank=position_in_run(),
+                world=processes(),
+                mpp=self.mpp,
+                make_views=self.views if placement.where == "workers" else None,
+            )
+            self._segment(loader, placement, run, progress, task)
+            settled = placement.turn()
+            if settled:
+                _say(settled)
+
+    def _segment(
+        self,
+        loader: TrainingLoader,
+        placement: Placement,
+        run: RunDirectory | None,
+        progress: Progress,
+        task: TaskID,
+    ) -> None:
+        """Take the steps of a loader."""
+        config = self.config
         save_every = config.checkpoint.every_steps or max(1, config.steps // 20)
         look_every = config.watch.every_steps or max(1, config.steps // 20)
-        loader = TrainingLoader(
-            self.tiles,
-            size=config.data.size,
-            batch_size=config.batch_size // processes(),
-            seed=config.seed,
-            start_step=self.step,
-            steps=config.steps,
-            workers=default_workers() if config.data.workers is None else config.data.workers,
-            quarantine=quarantine,
-            rank=position_in_run(),
-            world=processes(),
-        )
         before = time.perf_counter()
         for batch in pinned(loader, self.device):
             arrived = time.perf_counter()
             if self.model is self.method and not self.flops:
-                self._make_ready(batch.images, batch.positions)
+                self._make_ready(batch)
                 arrived = before = time.perf_counter()
-            self._take_step(batch.images, batch.positions)
+            self._take_step(batch)
             self.step = batch.step + 1
+            placement.step_taken()
             self.waited += arrived - before
             self.passed += time.perf_counter() - before
             self.timed += 1
@@ -284,11 +289,11 @@ class _Trainer:
 
     # One step ----------------------------------------------------------------------------------------------------
 
-    def _make_ready(self, images: Tensor, positions: npt.NDArray[np.int64]) -> None:
+    def _make_ready(self, batch: Batch) -> None:
         """Count a step's operations, on a copy, then wrap the networks for speed and for several processes."""
         config = self.config
         piece = self._piece()
-        views, draws = self._augment(images[:piece], positions[:piece])
+        views, draws = self._augment(batch, slice(0, piece))
         spare = copy.deepcopy(self.method).train()
         spare.steps += 1  # what a method says at its first step is said by the method itself
         self.flops = float(count_flops(lambda: self._forward(spare, views, draws).loss)) * config.batch_size / piece
@@ -300,7 +305,7 @@ class _Trainer:
         if processes() > 1:
             self.model = DistributedDataParallel(self.method, broadcast_buffers=False)
 
-    def _take_step(self, images: Tensor, positions: npt.NDArray[np.int64]) -> None:
+    def _take_step(self, batch: Batch) -> None:
         config = self.config
         self.lr = set_hyperparameters(self.optimizer, config.optimizer, self.step, config.steps, config.batch_size)
         # What draws from torch's own generator, such as dropout, is seeded here and needs no saved state.
@@ -308,11 +313,11 @@ class _Trainer:
         self.model.train()
         share = self._piece()
         self.clock.start()
-        for start in range(0, len(images), share):
-            last = start + share >= len(images)
+        for start in range(0, len(batch.positions), share):
+            last = start + share >= len(batch.positions)
             waiting = contextlib.nullcontext() if last or self.model is self.method else self.model.no_sync()  # type: ignore[operator]
             with waiting:
-                self._accumulate(images[start : start + share], positions[start : start + share])
+                self._accumulate(batch, slice(start, start + share))
         if config.optimizer.clip is not None:
             clip_gradients([value for _, value in self.trained], config.optimizer.clip)
         self.method.before_step()
@@ -327,9 +332,15 @@ class _Trainer:
         """Tiles in one forward pass."""
         return self.config.batch_size // (processes() * self.config.accumulate)
 
-    def _augment(self, images: Tensor, positions: npt.NDArray[np.int64]) -> tuple[list[Tensor], Draws]:
-        draws = Draws(self.config.seed, self.step, positions)
-        views = self.views(images.to(self.device, non_blocking=True), draws)
+    def _augment(self, batch: Batch, rows: slice) -> tuple[list[Tensor], Draws]:
+        """Return the views of some images of a batch on the device, and their draws for the networks."""
+        if batch.views is not None:
+            views = [view[rows].to(self.device, non_blocking=True) for view in batch.views]
+        else:
+            mpp = None if batch.mpp is None else batch.mpp[rows]
+            images = batch.images[rows].to(self.device, non_blocking=True)
+            views = self.views(images, batch.step, batch.positions[rows], mpp)
+        draws = Draws(self.config.seed, batch.step, batch.positions[rows])
         return [view.contiguous(memory_format=torch.channels_last) for view in views], draws.within("network")
 
     def _forward(self, model: torch.nn.Module, views: list[Tensor], draws: Draws) -> Step:
@@ -337,9 +348,9 @@ class _Trainer:
             output: Step = model(views, draws)
         return output
 
-    def _accumulate(self, images: Tensor, positions: npt.NDArray[np.int64]) -> None:
+    def _accumulate(self, batch: Batch, rows: slice) -> None:
         config = self.config
-        views, draws = self._augment(images, positions)
+        views, draws = self._augment(batch, rows)
         self.clock.lap("augment")
         output = self._forward(self.model, views, draws)
         self.clock.lap("forward")
@@ -427,12 +438,9 @@ class _Trainer:
         )
 
 
-def _tiles_hash(tiles: Tiles) -> str:
-    """Identify which tiles there are, in which order; their pixels are not read."""
-    digest = hashlib.sha256()
-    for name in tiles.names:
-        digest.update(name.encode() + b"\0")
-    return digest.hexdigest()
+def _view_bytes(config: PretrainConfig) -> int:
+    """Bytes of all views of a step."""
+    return config.batch_size * sum(12 * view.count * view.size**2 for view in config.augment.views.values())
 
 
 def _say(message: str) -> None:

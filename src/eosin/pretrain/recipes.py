@@ -9,7 +9,9 @@ from typing import Any
 
 from eosin.core.config import apply_overrides, read_yaml
 from eosin.core.errors import EosinError, nearest
+from eosin.methods import METHODS
 from eosin.pretrain.config import PretrainConfig
+from eosin.pretrain.presets import EVERY_VIEW, published_views, without_switches
 
 __all__ = ["load_recipe", "recipe_names"]
 
@@ -28,7 +30,9 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Pretra
 
     Args:
         name: A recipe's name, or a YAML file such as a run's `config.yaml`.
-        overrides: Values by dotted field name, for example ``{"method.momentum": 0.99}``.
+        overrides: Values by dotted field name, for example ``{"method.momentum": 0.99}``. With `augment.preset` the
+            recipe's views keep where they look and get the preset's operations; a field under `augment.every_view` is
+            set in each view. Both come before other fields, whatever their order.
 
     Raises:
         EosinError: If the recipe or a field is not known, or a value does not fit.
@@ -41,4 +45,27 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Pretra
         path = _folder() / f"{name}.yaml"
         if "/" in name or not path.is_file():
             raise EosinError(f"unknown recipe '{name}'; {nearest(name, recipe_names())}; a file ends in .yaml")
-    return PretrainConfig.parse(apply_overrides(read_yaml(path), overrides or {}), name)
+    values: Mapping[str, Any] = read_yaml(path)
+    overrides = dict(overrides or {})
+    if "augment.preset" in overrides or any(field.startswith(EVERY_VIEW) for field in overrides):
+        values, overrides = _with_view_fields(values, overrides)
+    return PretrainConfig.parse(apply_overrides(values, overrides), name)
+
+
+def _with_view_fields(
+    values: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Make way for a preset, and write `augment.every_view` out for each view."""
+    method = overrides.get("method.name", (values.get("method") or {}).get("name"))
+    if method not in METHODS:
+        return values, dict(overrides)  # refused with the configuration
+    views = (values.get("augment") or {}).get("views") or {}
+    if "augment.preset" in overrides:
+        values = {**values, "augment": {**(values.get("augment") or {}), "views": without_switches(views)}}
+    written: dict[str, Any] = {}
+    for field, value in overrides.items():
+        if field.startswith(EVERY_VIEW):
+            name = field.removeprefix(EVERY_VIEW)
+            written |= {f"augment.views.{view}.{name}": value for view in views or published_views(method)}
+    rest = {field: value for field, value in overrides.items() if not field.startswith(EVERY_VIEW)}
+    return values, written | rest

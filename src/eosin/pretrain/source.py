@@ -1,0 +1,74 @@
+"""The unlabelled tiles of a run."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+from eosin.core.collective import processes
+from eosin.core.errors import EosinError
+from eosin.data import Tiles, open_tiles
+from eosin.pretrain.config import PretrainConfig
+
+__all__ = ["open_source", "resolutions", "tiles_hash"]
+
+
+def open_source(config: PretrainConfig) -> Tiles:
+    """Open the unlabelled tiles.
+
+    Raises:
+        EosinError: If they are not given, cannot be opened, or do not fit the batch and the processes.
+    """
+    if config.data.source is None:
+        raise EosinError("field 'data.source' is missing; give the tiles with --data SOURCE")
+    tiles = open_tiles(config.data.source, splits=config.data.splits)
+    if len(tiles) < 2:
+        raise EosinError(f"{config.data.source}: one tile has no other to be told apart from; give 2 or more")
+    if config.batch_size > len(tiles):
+        raise EosinError(
+            f"batch_size {config.batch_size} is larger than the {len(tiles)} tiles of {config.data.source}; "
+            f"use --batch_size {2 ** (len(tiles).bit_length() - 1)} or less"
+        )
+    pieces = processes() * config.accumulate
+    if config.batch_size % pieces:
+        raise EosinError(
+            f"batch_size {config.batch_size} cannot be shared by {processes()} processes x accumulate "
+            f"{config.accumulate}; use a multiple of {pieces}"
+        )
+    if config.batch_size == pieces:
+        raise EosinError(
+            f"batch_size {config.batch_size} over {processes()} processes x accumulate {config.accumulate} leaves one "
+            f"tile a forward pass; use --batch_size {2 * pieces} or more"
+        )
+    return tiles
+
+
+def resolutions(tiles: Tiles, config: PretrainConfig) -> npt.NDArray[np.float64] | None:
+    """Return the µm/px of every tile where a view has a field of view.
+
+    Raises:
+        EosinError: If a tile's is not known.
+    """
+    views = [name for name, view in config.augment.views.items() if view.count and view.field_of_view]
+    if not views:
+        return None
+    mpp = np.full(len(tiles), np.nan) if tiles.mpp is None else tiles.mpp.astype(np.float64)
+    if config.data.mpp is not None:
+        mpp = np.where(mpp > 0, mpp, config.data.mpp)
+    unknown = np.flatnonzero(~(mpp > 0) | np.isinf(mpp))
+    if len(unknown):
+        raise EosinError(
+            f"field 'augment.views.{views[0]}.field_of_view': {len(unknown):,} of {len(tiles):,} tiles of {tiles.spec} "
+            f"have no µm/px (first '{tiles.names[unknown[0]]}'); give it with --data.mpp, or in a manifest's column mpp"
+        )
+    return mpp
+
+
+def tiles_hash(tiles: Tiles) -> str:
+    """Identify which tiles there are, in which order; their pixels are not read."""
+    digest = hashlib.sha256()
+    for name in tiles.names:
+        digest.update(name.encode() + b"\0")
+    return digest.hexdigest()
