@@ -179,11 +179,15 @@ class Restaining:
         """Name of the shift."""
         return self.shift.name
 
+    def draws(self, rows: npt.NDArray[np.int64]) -> Draws:
+        """Return the draws of tiles `rows`."""
+        return Draws(self.seed, 0, self.positions[rows], "stain shift")
+
     def __call__(self, images: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
         """Re-stain uint8 [B, 3, H, W] RGB, tiles `rows` of the N; on a CPU bit by bit whatever the batch."""
         if self.shift.operation is None:
             return images
-        drawn = self.shift.operation.sample(Draws(self.seed, 0, self.positions[rows], "stain shift"), images)
+        drawn = self.shift.operation.sample(self.draws(rows), images)
         restained = torch.empty_like(images, memory_format=torch.contiguous_format)
         apply: Callable[[Tensor, Parameters], Tensor] = self.shift.operation.apply
         for part in chunks(images):
