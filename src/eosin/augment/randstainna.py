@@ -7,10 +7,12 @@ six statistics are drawn together, so that they go with each other as in real st
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -30,10 +32,13 @@ MOST_GAIN = 10.0
 LEAST_TISSUE = 0.02
 """Share of tissue below which an image is left as it is: its statistics say nothing about a stain."""
 
-# Ends of each channel in the published law's 8-bit encodings; hue wraps instead, optical density has no ends.
+# A smaller deviation, in planes, is that of an image of one color.
+_LEAST_DEVIATION = 1e-9
+
+# Ends of each channel's 8-bit encoding in the published law, in planes; hue wraps instead, optical density has no ends.
 _ENDS: dict[Space, tuple[tuple[float, float] | None, ...]] = {
-    "lab": ((0.0, 255.0), (0.0, 255.0), (0.0, 255.0)),
-    "hsv": (None, (0.0, 255.0), (0.0, 255.0)),
+    "lab": ((16 / 116, 1.0), (-128 / 500, 127 / 500), (-128 / 200, 127 / 200)),
+    "hsv": (None, (0.0, 1.0), (0.0, 1.0)),
     "hed": (None, None, None),
 }
 
@@ -123,28 +128,32 @@ def restain(
         float32 [B, 3, h, w] RGB in 0..1.
     """
     weight = tissue_weight(images)
-    share = weight.mean(dim=(1, 2, 3), keepdim=True)
-    scale = [1.0 / factor for factor in UNITS[space][0]]
-    offset = [-factor * shift for factor, shift in zip(scale, UNITS[space][1], strict=True)]
+    # Whether an image is stained at all, as a factor: a branch would wait for the device.
+    blend = (weight.mean(dim=(1, 2, 3), keepdim=True) >= LEAST_TISSUE).to(images.dtype).mul_(strength)
+    scale, offset = _units(space, images.device)
+    wanted = target.view(-1, SIZE, 1, 1).sub(offset).div_(scale)
     planes = to_planes_(images, space)
     mean, std = center_(planes, weight + LEAST_WEIGHT if tissue_only else None)
-    wanted = target.view(-1, 6, 1, 1)
-    blend = (share >= LEAST_TISSUE).to(planes.dtype).mul_(strength)
-    for place in range(3):
-        plane, own, spread = planes[:, place : place + 1], mean[:, place : place + 1], std[:, place : place + 1]
-        aim = wanted[:, place : place + 1] * scale[place] + offset[place]
-        gain = (wanted[:, place + 3 : place + 4] * scale[place]).div_(spread.clamp(min=1e-9)).clamp_(max=MOST_GAIN)
-        gain.sub_(1.0).mul_(blend)
-        aim.sub_(own).mul_(blend)
-        if keep_background:
-            change = (plane * gain).add_(aim).mul_(weight)
-            plane.add_(change).add_(own)
-        else:
-            plane.mul_(gain.add_(1.0)).add_(aim.add_(own))
-        ends = _ENDS[space][place]
+    gain = wanted[:, 3:].div(std.clamp_(min=_LEAST_DEVIATION)).clamp_(max=MOST_GAIN).sub_(1.0).mul_(blend)
+    shift = wanted[:, :3].sub(mean).mul_(blend)
+    if keep_background:
+        planes.add_(torch.mul(planes, gain).add_(shift).mul_(weight)).add_(mean)
+    else:
+        planes.mul_(gain.add_(1.0)).add_(shift.add_(mean))
+    for plane, ends in zip(planes.unbind(1), _ENDS[space], strict=True):
         if ends is not None:
-            plane.clamp_(*(end * scale[place] + offset[place] for end in ends))
+            plane.clamp_(*ends)
     return from_planes_(planes, space)
+
+
+@lru_cache(maxsize=16)
+def _units(space: Space, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return scale and offset from planes to the units of the six numbers, [1, 6, 1, 1]."""
+    scales, offsets = UNITS[space]
+    with torch.inference_mode(False):
+        pair = torch.tensor([[*scales, *scales], [*offsets, 0.0, 0.0, 0.0]], dtype=torch.float32)
+        scale, offset = upload(pair.view(2, 1, SIZE, 1, 1), device)
+    return scale, offset
 
 
 class RandStainNA:

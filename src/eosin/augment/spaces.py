@@ -18,8 +18,11 @@ import math
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from eosin.augment.curves import cube_, cube_root_, from_linear_, to_linear_
 
 __all__ = ["CHANNELS", "UNITS", "Space", "from_planes_", "from_space", "tissue_weight", "to_planes_", "to_space"]
 
@@ -56,12 +59,12 @@ _GLASS_SATURATION = 0.055
 _RAMP = (0.005, 0.03)
 
 
-def _mix(source: Tensor, matrix: np.ndarray, out: Tensor) -> Tensor:
-    """Multiply the channels by a 3 x 3 matrix.
-
-    Written as sums of planes, not as a matrix product, which may run in a reduced precision (TF32, bfloat16) where a
-    training script allows that.
-    """
+def _mix(source: Tensor, matrix: npt.NDArray[np.float64], out: Tensor) -> Tensor:
+    """Multiply the channels by a 3 x 3 matrix, in float32 whatever a training script allows for its own products."""
+    if source.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest":
+        rows = torch.from_numpy(matrix).to(torch.float32).expand(len(source), 3, 3)
+        torch.bmm(rows, source.flatten(2), out=out.view(len(source), 3, -1))
+        return out
     for row, target in zip(matrix.tolist(), out.unbind(1), strict=True):
         torch.mul(source[:, 0], row[0], out=target)
         target.add_(source[:, 1], alpha=row[1]).add_(source[:, 2], alpha=row[2])
@@ -69,12 +72,7 @@ def _mix(source: Tensor, matrix: np.ndarray, out: Tensor) -> Tensor:
 
 
 def _lab_to_planes_(images: Tensor) -> Tensor:
-    scratch = torch.clamp(images, max=0.04045).mul_(1 / 12.92)
-    images = images.clamp_(min=0.04045).add_(0.055).mul_(1 / 1.055).pow_(2.4).add_(scratch).sub_(0.04045 / 12.92)
-    _mix(images, _TO_YXZ, scratch)
-    knee = (6 / 29) ** 3
-    toe = torch.clamp(scratch, max=knee).mul_((29 / 6) ** 2 / 3)
-    planes = scratch.clamp_(min=knee).pow_(1 / 3).add_(toe).sub_(knee * (29 / 6) ** 2 / 3)
+    planes = cube_root_(_mix(to_linear_(images), _TO_YXZ, images))
     planes[:, 1].sub_(planes[:, 0])
     torch.sub(planes[:, 0], planes[:, 2], out=planes[:, 2])
     return planes
@@ -83,11 +81,8 @@ def _lab_to_planes_(images: Tensor) -> Tensor:
 def _lab_from_planes_(planes: Tensor) -> Tensor:
     planes[:, 1].add_(planes[:, 0])
     torch.sub(planes[:, 0], planes[:, 2], out=planes[:, 2])
-    toe = torch.clamp(planes, -8.0, 6 / 29).sub_(6 / 29).mul_(3 * (6 / 29) ** 2)
-    planes = planes.clamp_(6 / 29, 8.0).pow_(3).add_(toe)
-    linear = _mix(planes, _FROM_YXZ, toe)
-    toe = torch.clamp(linear, 0.0, 0.0031308).sub_(0.0031308).mul_(12.92)
-    return linear.clamp_(0.0031308, 1.0).pow_(1 / 2.4).mul_(1.055).sub_(0.055).add_(toe).clamp_(0.0, 1.0)
+    cubes = cube_(planes)
+    return from_linear_(_mix(cubes, _FROM_YXZ, torch.empty_like(cubes)))
 
 
 def _hsv_to_planes_(images: Tensor) -> Tensor:
@@ -178,8 +173,8 @@ def from_space(values: Tensor, space: Space) -> Tensor:
 def tissue_weight(images: Tensor) -> Tensor:
     """Say how much each pixel is stained tissue, by its color alone.
 
-    A ramp over `largest - smallest - 0.055 * largest` of the three channels, from 0.005 to 0.03: glass, white or tinted
-    by the lamp, has a saturation of at most about 0.055; pale eosin and dark nuclei have more. Gray and black have none.
+    A ramp over `largest - smallest - 0.055 * largest` of the channels, from 0.005 to 0.03. Glass, white or tinted by
+    the lamp, has a saturation of at most about 0.055; pale eosin and dark nuclei have more; gray and black have none.
 
     Args:
         images: float32 [B, 3, h, w] RGB in 0..1.
