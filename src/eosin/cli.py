@@ -346,8 +346,7 @@ def stain_probe(
         seeds: Seeds, separated by commas.
         label_column: Column of the label in a manifest.
     """
-    from eosin.evaluate.stain_probe import RECORDS, StainProbeConfig
-    from eosin.evaluate.stain_probe import stain_probe as run
+    from eosin.evaluate.stain_probe import RECORDS, StainProbeConfig, run_stain_probe
     from eosin.evaluate.stain_summary import print_summary
 
     config = StainProbeConfig.parse(
@@ -362,7 +361,7 @@ def stain_probe(
         },
         "stain probe",
     )
-    _, summary = run(config, command=_command())
+    _, summary = run_stain_probe(config, command=_command())
     print_summary(summary, output)
     _say(str(out / RECORDS))
     return 0

@@ -7,6 +7,7 @@ from eosin.evaluate.evaluation import Evaluation, ProbeData, evaluate, probe_dat
 from eosin.evaluate.metrics import METRICS, metric_value
 from eosin.evaluate.parquet import embed_to_parquet
 from eosin.evaluate.protocol import PROTOCOLS, Prediction, Protocol
+from eosin.evaluate.stain_probe import StainProbeConfig, run_stain_probe
 from eosin.evaluate.statistics import Comparison, Predicted, bootstrap_interval, holm, paired_test
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Prediction",
     "ProbeData",
     "Protocol",
+    "StainProbeConfig",
     "bootstrap_interval",
     "embed",
     "embed_to_parquet",
@@ -28,4 +30,5 @@ __all__ = [
     "metric_value",
     "paired_test",
     "probe_data",
+    "run_stain_probe",
 ]

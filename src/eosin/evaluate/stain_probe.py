@@ -38,7 +38,7 @@ from eosin.evaluate.statistics import Interval, Predicted, bootstrap_interval, p
 from eosin.tasks import Task, is_synthetic, open_task, task_content
 from eosin.training.run import environment, utc_now
 
-__all__ = ["RECORDS", "SUMMARY", "VERSION", "StainProbeConfig", "stain_probe"]
+__all__ = ["RECORDS", "SUMMARY", "VERSION", "StainProbeConfig", "run_stain_probe"]
 
 NAME = "stain-shift"
 VERSION = 1
@@ -83,7 +83,7 @@ class StainProbeConfig(Config):
         return values
 
 
-def stain_probe(config: StainProbeConfig, command: str = "") -> tuple[list[Record], list[Record]]:
+def run_stain_probe(config: StainProbeConfig, command: str = "") -> tuple[list[Record], list[Record]]:
     """Probe encoders under stain shifts, or go on with the probe in `config.out`.
 
     Args:
