@@ -117,6 +117,17 @@ def test_a_recipes_fields_are_listed_with_values_and_meanings(capsys):
         (["export", "absent", "--out", "y.safetensors", "--checkpoint", "best"], "absent: is no run directory"),
         (["export", "color:stats", "--out", "y", "--format", "timm"], "color:stats: has no weights to export"),
         (["export", "random:test_vit?size=32", "--out", "y.pth", "--format", "torchvision"], "test_vit: torchvision has no such network"),
+        (["stain", "fit", "--out", "y"], "Missing from eosin stain fit"),
+        (["stain", "fit", "x"], "--out missing"),
+        (["stain", "fit", "absent", "--out", "y"], "absent: no such file or folder"),
+        (["stain", "fit", "x", "--out", "y", "--space", "rgb"], "invalid choice 'rgb'"),
+        (["stain", "fit", "x", "--out", "y", "--components", "few"], "--components few: give a whole number"),
+        (["stain", "fit", "x", "--out", "y", "--model", "independent", "--components", "2"], "an independent model has none"),
+        (["stain", "fti", "x", "--out", "y"], "did you mean 'stain fit'?"),
+        (["stain", "preview", "x", "--out", "y"], "--preset missing"),
+        (["stain", "preview", "x", "--preset", "pathologi", "--out", "y"], "did you mean 'pathology'?"),
+        (["stain", "preview", "absent", "--preset", "none", "--out", "y"], "absent: no such file or folder"),
+        (["stain", "preview", "x", "--preset", "none", "--statistics", "synthetic-lab", "--out", "y"], "preset none draws from none"),
         (["benchmark", "--encoders", "a", "--encoders", "b", "--tasks", "c", "--out", "y"], "--encoders is given twice"),
     ],
 )  # fmt: skip
@@ -262,6 +273,23 @@ def test_the_whole_way(capsys, tmp_path, tissue):
     assert main(["report", str(out)]) == 0
     assert "<html" in (out / "report.html").read_text()
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_stain_is_fitted_and_looked_at(capsys, tmp_path):
+    from eosin.synthetic import write_tiles
+
+    index, out = write_tiles(tmp_path / "tiles", tiles=120, slides=15, size=32), tmp_path / "stain.json"
+    assert main(["stain", "fit", str(index), "--out", str(out), "--space", "hsv"]) == 0
+    text = capsys.readouterr().out
+    for word in ("Stain in HSV", "BIC", "tiles, ", f"left out → {out}; no unreadable tiles"):
+        assert word in text
+    words = ["stain", "preview", str(index), "--preset", "pathology", "--statistics", str(out), "--size", "32"]
+    assert main([*words, "--out", str(tmp_path / "sheet.png"), "--rows", "2"]) == 0
+    assert f"{tmp_path / 'sheet.png'}: 2 tiles, 8 views of each" in capsys.readouterr().out
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.format == "PNG"
+    assert "is a directory" in refused(capsys, "stain", "fit", index, "--out", tmp_path)
+    assert "has only 120 tiles" in refused(capsys, "stain", "fit", index, "--out", out, "--components", "121")
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -25,7 +25,7 @@ _PANELS = ((0, 3), (1, 4), (2, 5), (0, 1), (0, 2), (1, 2))
 _SHARES = (0.99, 0.9, 0.5)
 _GRID = 160
 _DPI = 100
-_UNITS = {"lab": "0 to 255", "hsv": "0 to 255; hue 0 to 180", "hed": "optical density / ln 10⁶"}
+_UNITS = {"lab": "0 to 255", "hsv": "0 to 255; hue 0 to 180", "hed": "optical density / ln 1,000,000"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ def plot_distribution(
     from PIL import Image
 
     figure = Figure(figsize=(width / _DPI, max(6.4, width / _DPI * 0.56)), dpi=_DPI, layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13)
+    figure.suptitle(f"{title} (units: {_UNITS[space]})", x=0.01, ha="left", fontsize=13)
     panels = figure.subplots(2, 3).ravel()
     names = [f"{channel} {kind}" for kind in ("average", "standard deviation") for channel in CHANNELS[space]]
     for axes, (across, up) in zip(panels, _PANELS, strict=True):
@@ -74,11 +74,8 @@ def plot_distribution(
         from matplotlib.patches import Patch
 
         handles += [Patch(color=color) for color in _shades()]
-        labels += [f"{100 * share:g} % of the distribution" for share in _SHARES]
-    legend = figure.legend(
-        handles, labels, loc="outside lower left", ncols=len(labels), frameon=False, title=f"Units: {_UNITS[space]}"
-    )
-    legend.get_title().set_fontsize(9)
+        labels += [f"{100 * share:g} % of what is drawn from" for share in _SHARES]
+    figure.legend(handles, labels, loc="outside lower left", ncols=len(labels), frameon=False, markerscale=2)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
@@ -96,7 +93,7 @@ def _panel(axes: Any, across: int, up: int, tiles: Cloud, others: Cloud, density
         axes.scatter(
             cloud.values[:, across],
             cloud.values[:, up],
-            s=9,
+            s=12,
             linewidths=0.0 if mark == "o" else 0.8,
             color=color,
             marker=mark,

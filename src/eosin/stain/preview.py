@@ -41,6 +41,8 @@ def stain_of(augment: AugmentConfig) -> RandStainNAConfig | None:
 def with_statistics(augment: AugmentConfig, statistics: str, where: str) -> AugmentConfig:
     """Return the views with every RandStainNA that is in use drawing from other statistics.
 
+    Where these hold no mixture, as the published ones, each number is drawn on its own.
+
     Args:
         augment: The views.
         statistics: A shipped name or a file.
@@ -51,11 +53,13 @@ def with_statistics(augment: AugmentConfig, statistics: str, where: str) -> Augm
     """
     if stain_of(augment) is None:
         raise EosinError(f"--statistics: {where} draws from none; choose a preset with RandStainNA, such as pathology")
-    load_statistics(statistics)
+    changes = {"statistics": statistics}
+    if load_statistics(statistics).mixture is None:
+        changes["model"] = "independent"
     values = augment.plain()
     for kind in values["views"].values():
         if kind["randstainna"]["probability"]:
-            kind["randstainna"]["statistics"] = statistics
+            kind["randstainna"] |= changes
     return AugmentConfig.parse(values, where)
 
 
@@ -94,7 +98,8 @@ def preview(
     space: Space = "lab" if statistics is None else statistics.space
     tissue_only = True if statistics is None else statistics.tissue_only
     config = MeasureConfig(space=space, tissue_only=tissue_only, size=native_size(tiles))
-    quarantine = Quarantine(None)
+    # To look at what can be read is never wrong.
+    quarantine = Quarantine(None, 1.0)
     measured = measure(tiles, config, workers=workers, quarantine=quarantine)
     require_tissue(measured, every.spec)
     images = _pick(tiles, measured, rows, seed, config.size)
@@ -116,8 +121,9 @@ def preview(
             sheet.width,
         )
     with atomic_file(out) as file:
-        stacked([sheet, plot]).save(file, format="PNG", optimize=True)
-    return f"{out}: {len(images)} tiles and {len(columns)} views of each; {quarantine.summary()}"
+        stacked([sheet, plot]).save(file, format="PNG")
+    shown = "1 tile" if len(images) == 1 else f"{len(images)} tiles"
+    return f"{out}: {shown}, {len(columns)} views of each; {quarantine.summary()}"
 
 
 def _pick(tiles: Tiles, measured: Measured, rows: int, seed: int, size: int) -> Tensor:
