@@ -111,9 +111,9 @@ def fit(
         raise EosinError(f"--size {size}: give a side of at least 8 px")
     writable_directory(out.parent)
     tiles = subset(open_tiles(source, splits=splits), limit, seed)
-    console.print(tiles.describe(), markup=False)
     if components != "auto" and components > len(tiles):
         raise EosinError(f"--components {components}: {tiles.spec} has only {len(tiles):,} tiles; give fewer, or auto")
+    console.print(tiles.describe(), markup=False)
     quarantine = Quarantine(out.with_suffix(".quarantine.jsonl"), quarantine_limit)
     config = MeasureConfig(space=space, tissue_only=tissue_only, size=native_size(tiles) if size is None else size)
     with console.status("reading the tiles' digests"):
