@@ -12,7 +12,8 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as classic
 from torchvision.transforms.v2 import functional as v2
 
-from eosin.augment.geometry import Flip, crop_boxes, resized_crop
+from eosin.augment import geometry
+from eosin.augment.geometry import Flip, Rotate90, crop_boxes, field_boxes, resized_crop
 from eosin.core.draws import Draws
 
 
@@ -155,3 +156,52 @@ def test_flips_have_their_probabilities():
     assert stats.binomtest(int(drawn["horizontal"].sum()), 4000, 0.3).pvalue > 0.001
     assert stats.binomtest(int(drawn["vertical"].sum()), 4000, 0.8).pvalue > 0.001
     assert abs(np.corrcoef(drawn["horizontal"], drawn["vertical"])[0, 1]) < 0.06
+
+
+@given(turns=st.lists(st.integers(0, 3), min_size=1, max_size=5), seed=st.integers(0, 99))
+def test_quarter_turns_are_numpys(turns, seed):
+    images = np.random.default_rng(seed).integers(0, 256, (len(turns), 3, 12, 12), dtype=np.uint8)
+    turned = Rotate90(1.0).apply(torch.from_numpy(images.copy()), {"quarters": np.array(turns)}).numpy()
+    for row, number in enumerate(turns):
+        np.testing.assert_array_equal(turned[row], np.rot90(images[row], number, (1, 2)))
+
+
+def test_quarter_turns_are_equally_likely_and_have_their_probability():
+    images = torch.zeros(20_000, 3, 2, 2)
+    quarters = Rotate90(0.6).sample(Draws(0, 0, range(20_000)), images)["quarters"]
+    shares = np.bincount(quarters, minlength=4) / len(quarters)
+    np.testing.assert_allclose(shares, [0.4, 0.2, 0.2, 0.2], atol=0.01)
+
+
+@given(seed=st.integers(0, 999), low=st.floats(5, 100), factor=st.floats(1, 3), mpp=st.floats(0.1, 2))
+def test_fields_of_view_have_their_size_in_micrometres(seed, low, factor, mpp):
+    fields = (low, low * factor)
+    uniforms = np.random.default_rng(seed).random((50, 22))
+    boxes = field_boxes(uniforms, 256, 256, fields, np.full(50, mpp), (3 / 4, 4 / 3))
+    assert (boxes >= 0).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= 256).all()
+    fits = fields[1] * np.sqrt(4 / 3) / mpp <= 256 and fields[0] / mpp >= 4
+    if fits:
+        sides = np.sqrt(boxes[:, 2] * boxes[:, 3]) * mpp
+        # Boxes are whole pixels: each side is off by half a pixel at most.
+        assert (sides >= fields[0] - mpp).all()
+        assert (sides <= fields[1] + mpp).all()
+
+
+def test_tiles_of_two_resolutions_show_equally_large_tissue():
+    uniforms = np.random.default_rng(0).random((2, 22))[[0, 0]]
+    fine, coarse = field_boxes(uniforms, 512, 512, (60.0, 60.0), np.array([0.25, 0.5]), (1.0, 1.0))
+    assert tuple(fine[2:]) == (240, 240)
+    assert tuple(coarse[2:]) == (120, 120)
+
+
+def test_a_tile_smaller_than_the_field_is_taken_whole():
+    boxes = field_boxes(np.random.default_rng(0).random((3, 22)), 64, 64, (500.0, 600.0), np.full(3, 0.5), (0.75, 1.3))
+    assert (boxes == [0, 0, 64, 64]).all()
+
+
+def test_a_field_of_view_needs_resolutions():
+    crop = geometry.RandomResizedCrop(16, (0.2, 1.0), (1.0, 1.0), "bilinear", (20.0, 30.0))
+    for mpp in (None, np.array([0.5, np.nan]), np.array([0.5, 0.0])):
+        with pytest.raises(ValueError, match="needs the µm/px of every tile"):
+            crop.sample(Draws(0, 0, range(2)), torch.zeros(2, 3, 64, 64), mpp)

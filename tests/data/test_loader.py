@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from eosin.core.draws import permuted, stream_seed
 from eosin.core.errors import EosinError
@@ -357,3 +358,31 @@ def test_ctrl_c_is_for_the_main_process_to_handle(folder: Folder, tmp_path: Path
     assert output == "finished 38\n"
     assert errors == ""
     assert process.returncode == 0
+
+
+def count_views(images, step, positions, mpp):
+    """A stand-in for augmentation that says what it was given."""
+    told = torch.tensor([[step, position] for position in positions], dtype=torch.float64)
+    return [images.float().mean(dim=(2, 3)), told, torch.from_numpy(mpp.copy())]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_views_are_made_of_each_batch_with_its_step_positions_and_resolutions(tmp_path, workers):
+    sides = [40, 80, 20, 160, 40, 40]
+    for number, side in enumerate(sides):
+        Image.new("RGB", (side, side), (number * 40, 0, 0)).save(tmp_path / f"{number}.png")
+    tiles = open_tiles(str(tmp_path))
+    mpp = np.array([0.5, 0.25, 1.0, 0.25, 2.0, 0.125])
+    options = {"size": 40, "batch_size": 3, "steps": 4, "workers": workers, "mpp": mpp, "accumulate": 2, "seed": 1}
+    plain = list(loader(tiles, **options))
+    made = list(loader(tiles, **options, make_views=count_views))
+    assert len(plain) == len(made) == 8
+    for batch, other in zip(plain, made, strict=True):
+        expected = [mpp[tile] * sides[tile] / 40 for tile in batch.indices]
+        np.testing.assert_allclose(batch.mpp, expected)
+        assert batch.views is None
+        assert len(other.images) == 0
+        means, told, resolutions = other.views
+        torch.testing.assert_close(means, batch.images.float().mean(dim=(2, 3)))
+        assert told.tolist() == [[batch.step, position] for position in batch.positions]
+        np.testing.assert_array_equal(resolutions, batch.mpp)
