@@ -34,6 +34,7 @@ from pydantic import Field
 from torch import Tensor
 
 from eosin.augment.chunks import chunks
+from eosin.augment.logarithm import exp2_, log2_
 from eosin.augment.operations import Parameters, Probability, on_rows
 from eosin.core.config import Config
 from eosin.core.draws import Draws
@@ -50,8 +51,8 @@ HED_FROM_RGB = np.linalg.inv(RGB_FROM_HED)
 DARKEST = 1 / 255
 """Values below it have the density of this one; they are scaled like it, so 0 stays 0."""
 
-# float32 holds exp(80), and 1 / 255 times that is far above white.
-LARGEST_EXPONENT = 80.0
+# float32 holds 2 to the 100, and 1 / 255 times that is far above white.
+LARGEST_EXPONENT = 100.0
 
 
 class HEDJitterConfig(Config):
@@ -90,15 +91,15 @@ def hed_jitter(images: Tensor, alpha: npt.ArrayLike, beta: npt.ArrayLike) -> Ten
 def _jitter(images: Tensor, alpha: npt.NDArray[np.float64], beta: npt.NDArray[np.float64]) -> Tensor:
     """`hed_jitter` in place."""
     slope, offset = _exponent(alpha, beta)
-    largest = (np.abs(slope).sum(axis=1) * -math.log(DARKEST) + np.abs(offset)).max(initial=0.0)
+    largest = (np.abs(slope).sum(axis=1) * -math.log2(DARKEST) + np.abs(offset)).max(initial=0.0)
     slopes = upload(slope.astype(np.float32), images.device)
     offsets = upload(offset.astype(np.float32), images.device)[..., None]
     memory = torch.empty((2, *images.flatten(2).shape), device=images.device)
-    log = torch.clamp(images.flatten(2), min=DARKEST, out=memory[0]).log_()
-    exponent = combine(log, slopes.mT.contiguous(), out=memory[1]).add_(offsets)
+    log = torch.clamp(images.flatten(2), min=DARKEST, out=memory[0])
+    exponent = combine(log2_(log), slopes.mT.contiguous(), out=memory[1]).add_(offsets)
     if largest > LARGEST_EXPONENT:
         exponent.clamp_(max=LARGEST_EXPONENT)
-    return images.mul_(exponent.exp_().view_as(images)).clamp_(0.0, 1.0)
+    return images.mul_(exp2_(exponent).view_as(images)).clamp_(0.0, 1.0)
 
 
 def combine(planes: Tensor, weights: Tensor, out: Tensor) -> Tensor:
@@ -114,6 +115,10 @@ def combine(planes: Tensor, weights: Tensor, out: Tensor) -> Tensor:
     """
     if planes.device.type == "cpu":
         return torch.bmm(weights, planes, out=out)
+    return _combine_written_out(planes, weights, out)
+
+
+def _combine_written_out(planes: Tensor, weights: Tensor, out: Tensor) -> Tensor:
     first, second, third = (plane[:, None] for plane in planes.unbind(1))
     one, two, three = weights[..., None].unbind(2)
     return torch.mul(first, one, out=out).addcmul_(second, two).addcmul_(third, three)
@@ -122,10 +127,10 @@ def combine(planes: Tensor, weights: Tensor, out: Tensor) -> Tensor:
 def _exponent(
     alpha: npt.NDArray[np.float64], beta: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the slopes [B, 3, 3] and offsets [B, 3] of ln(RGB' / RGB) = ln(RGB) @ slope + offset."""
+    """Return the slopes [B, 3, 3] and offsets [B, 3] of log2(RGB' / RGB) = log2(RGB) @ slope + offset."""
     # Beyond a million everything is black or white, and float32 must not overflow.
     slope = np.clip((HED_FROM_RGB * (alpha - 1.0)[:, None, :]) @ RGB_FROM_HED, -1e6, 1e6)
-    return slope, np.clip(-beta @ RGB_FROM_HED, -1e6, 1e6)
+    return slope, np.clip(-beta @ RGB_FROM_HED / math.log(2.0), -1e6, 1e6)
 
 
 def _checked(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from eosin.augment.chunks import chunks
 from eosin.augment.hed import combine
+from eosin.augment.logarithm import exp2_, log2_
 from eosin.augment.operations import Parameters, Probability, on_rows
 from eosin.augment.percentiles import percentiles
 from eosin.core.config import Config
@@ -48,6 +49,7 @@ __all__ = [
     "stain_matrix",
 ]
 
+LN2 = math.log(2.0)
 WHITE = 240.0
 TISSUE_DENSITY = 0.15
 PERCENTILES = (1.0, 99.0)
@@ -57,8 +59,8 @@ FEWEST_PIXELS = 100
 LEAST_VARIANCE = 1e-5
 LEAST_SINE = math.sin(math.radians(1.0))
 LEAST_MAXIMUM = 1e-3
-# float32 holds exp(80), and 1 / 255 times that is far above white.
-LARGEST_EXPONENT = 80.0
+# float32 holds 2 to the 100, and 1 / 255 times that is far above white.
+LARGEST_EXPONENT = 100.0
 
 
 class Reference(NamedTuple):
@@ -189,11 +191,12 @@ def _change(
         factor = factor - 1.0
     # [B, 3, 3] and [B, 3, 1], summed term by term so that the batch's size does not change their bits.
     slopes = (mix[..., None] * (factor[..., None] * unmix)[:, :, None]).sum(1).float()
-    offsets = (mix * shift[..., None]).sum(1).neg()
+    offsets = (mix * shift[..., None]).sum(1) / -LN2
     if not residual:
-        offsets += math.log(WHITE / 255.0)
+        offsets += math.log2(WHITE / 255.0)
     offsets = offsets.float()[..., None]
-    value = combine(log, slopes, out=scratch).add_(offsets).clamp_(max=LARGEST_EXPONENT).exp_().view_as(images)
+    value = combine(log, slopes, out=scratch).add_(offsets).clamp_(max=LARGEST_EXPONENT)
+    value = exp2_(value).view_as(images)
     if residual:
         value.mul_(images)
     if device.type == "cpu" and bool(found.all()):
@@ -202,28 +205,28 @@ def _change(
 
 
 def _workspace(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ln((I + 1) / 240), which is minus the optical density, and room for as much: float32 [B, 3, N].
+    """Return log2((I + 1) / 240), minus the optical density in bits, and room for as much: float32 [B, 3, N].
 
     One piece of memory, because the host's allocator gives larger sums of pieces back to the system each time.
     """
     memory = torch.empty((2, len(images), 3, images.shape[2] * images.shape[3]), device=images.device)
-    return torch.mul(images.flatten(2), 255.0 / WHITE, out=memory[0]).add_(1.0 / WHITE).log_(), memory[1]
+    return log2_(torch.mul(images.flatten(2), 255.0 / WHITE, out=memory[0]).add_(1.0 / WHITE)), memory[1]
 
 
 def _find(log: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Find the stains.
 
     Args:
-        log: float32 [B, 3, N], ln((I + 1) / 240).
+        log: float32 [B, 3, N], log2((I + 1) / 240).
         scratch: float32 [B, 3, N], contiguous, overwritten.
 
     Returns:
-        float64 [B, 2, 3] from minus `log` to concentrations, float64 [B, 2, 3] stains as rows, float64 [B, 2] the 99th
-        percentiles of their concentrations, and bool [B]; the others are anything, NaN too, where that is false.
+        float64 [B, 2, 3] from optical density to concentrations, float64 [B, 2, 3] the stains as rows, float64 [B, 2]
+        the 99th percentiles of their concentrations, and bool [B]; where that is false the others may be NaN.
     """
     count, _, size = log.shape
     planes = scratch.view(-1)[: count * 2 * size].view(count, 2, size)
-    tissue = log.amax(1) <= -TISSUE_DENSITY
+    tissue = log.amax(1) <= -TISSUE_DENSITY / LN2
     mean, covariance, pixels = _moments(log, tissue, planes)
     normal, middle = _smallest_direction(covariance)
     # The mean density, laid into the plane, and the direction at right angles to it.
@@ -239,9 +242,9 @@ def _find(log: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]
     cosine = vectors.prod(1).sum(1)[:, None, None]
     squared_sine = 1.0 - cosine.square()
     unmix = (vectors - cosine * vectors.flip(1)) / squared_sine
-    concentrations = combine(log, unmix.neg().float(), out=planes)
+    concentrations = combine(log, (unmix * -LN2).float(), out=planes)
     maximum = percentiles(concentrations.view(-1, size), PERCENTILES[1:]).view(count, 2)
-    found = (pixels >= FEWEST_PIXELS) & (middle > LEAST_VARIANCE)
+    found = (pixels >= FEWEST_PIXELS) & (middle > LEAST_VARIANCE / LN2**2)
     found &= (squared_sine[:, 0, 0] > LEAST_SINE**2) & (maximum.amin(1) > LEAST_MAXIMUM)
     return unmix, vectors, maximum, found
 
