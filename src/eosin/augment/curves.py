@@ -1,32 +1,35 @@
-"""The curves of sRGB and of CIE L*a*b*: exact on an accelerator, by rational functions on a CPU.
+"""The curves of sRGB and of CIE L*a*b*, in place and in few passes.
 
-A power costs a CPU as much as twenty multiplications. Each curve is a power with a straight line below a knee, so it is
-computed as `min(x, knee) · slope + r(max(x, knee))`, where r is a sum of a few poles, `c + d·x + Σ a / (x + b)`, that
-approximates the power with the least largest error and is exact at both ends: black stays black, white stays white.
-Errors are stated as what they move a displayed sRGB value (0..1) by; half a step of 8 bits is 2e-3.
+sRGB: IEC 61966-2-1. L*a*b*: CIE 15:2004. Each curve is a power with a straight line below a knee, computed as
+`line(min(x, knee)) + power(max(x, knee))`.
 
-sRGB: IEC 61966-2-1. L*a*b*: CIE 15:2004.
+Powers are exact on an accelerator, and on a CPU with AVX-512, where NumPy has fast ones. On other CPUs a power costs as
+much as twenty multiplications; there it is a sum of a few poles, `c + d·x + Σ a / (x + b)`, that has the least largest
+error and is exact at both ends: black stays black, white stays white. Errors are stated as what they move a displayed
+sRGB value (0..1) by; half a step of 8 bits is 2e-3.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["constant", "cube_", "cube_root_", "from_linear_", "to_linear_"]
+__all__ = ["NUMPY_POWERS", "SLOPE", "STEEP", "constant", "cube_", "cube_root_", "from_linear_", "to_linear_"]
 
 # Where sRGB turns from a line into a power: displayed and linear value. And the line's slope.
-_DISPLAYED, _LINEAR, _SLOPE = 0.04045, 0.0031308, 12.92
+_DISPLAYED, _LINEAR, SLOPE = 0.04045, 0.0031308, 12.92
 # The same for L*a*b*, whose line meets the cube root in value and slope.
 _KNEE = 6 / 29
 _CUBED = _KNEE**3
-_STEEP = 1 / (3 * _KNEE**2)
+STEEP = 1 / (3 * _KNEE**2)
+# Values are passed on in units in which both lines have the slope 1: that saves passes over the image.
 
 # Coefficients of 1, x, x², x³ and pole (a, b) of ((x + 0.055) / 1.055)^2.4 on 0.04045..1: error 1.7e-5.
 _TO_LINEAR = (0.3930764706, -0.4276273847, 1.037686988, 0.1768475251)
-_TO_LINEAR_POLE = (-0.3326204192, 0.8480596091)
+_TO_LINEAR_POLE = ((-0.3326204192, 0.8480596091),)
 # Constant and poles (a, b) of x^(1/3) on the knee..1: its cube is within 1e-6 of x, as a dark channel beside bright
 # ones is a small difference of large cubes.
 _ROOT = 2.87914953
@@ -47,6 +50,28 @@ _FROM_LINEAR_POLES = (
 )
 
 
+# Without AVX-512, NumPy takes one value at a time.
+NUMPY_POWERS = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def _exact(values: Tensor) -> bool:
+    return NUMPY_POWERS or values.device.type != "cpu"
+
+
+def _power_(values: Tensor, exponent: float) -> Tensor:
+    """Raise positive values to a power, in place, to bits that do not depend on what lies beside a value."""
+    if values.device.type != "cpu":
+        return values.pow_(exponent)
+    array = values.numpy()
+    if exponent == 1 / 3:
+        np.cbrt(array, out=array)
+    else:
+        np.log2(array, out=array)
+        array *= np.float32(exponent)
+        np.exp2(array, out=array)
+    return values
+
+
 @lru_cache(maxsize=256)
 def constant(value: float) -> Tensor:
     """Return a number as a tensor: PyTorch takes longer to convert a Python float than to add it to a small image."""
@@ -54,56 +79,66 @@ def constant(value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float32)
 
 
-def _add_poles_(total: Tensor, values: Tensor, poles: tuple[tuple[float, float], ...]) -> None:
-    """Add `Σ a / (x + b)` to a total; the values are left shifted by the last b."""
+def _add_poles_(
+    total: Tensor, values: Tensor, poles: tuple[tuple[float, float], ...], scale: float, unit: float = 1.0
+) -> None:
+    """Add `scale · Σ a / (x + b)` of x = values / unit to a total; the values are overwritten."""
     shift = 0.0
     for numerator, place in poles:
-        values.add_(constant(place - shift))
-        total.addcdiv_(constant(1.0), values, value=numerator)
-        shift = place
+        values.add_(constant(unit * place - shift))
+        total.addcdiv_(constant(1.0), values, value=scale * numerator)
+        shift = unit * place
 
 
 def to_linear_(values: Tensor) -> Tensor:
-    """Turn displayed into linear sRGB: float32, 0..1 (a little beyond is allowed); the argument is overwritten."""
+    """Turn displayed sRGB into 12.92 times the linear one.
+
+    Args:
+        values: float32, 0..1 (a little beyond is allowed); overwritten.
+    """
     total = torch.clamp(values, max=_DISPLAYED)
     values.clamp_(min=_DISPLAYED)
-    if values.device.type != "cpu":
-        values.add_(0.055).mul_(1 / 1.055).pow_(2.4)
-        return values.add_(total.sub_(_DISPLAYED), alpha=1 / _SLOPE)
+    if _exact(values):
+        _power_(values.add_(constant(0.055)), 2.4)
+        return total.sub_(constant(_DISPLAYED)).add_(values, alpha=SLOPE / 1.055**2.4)
     zero, one, two, three = _TO_LINEAR
-    total.mul_(constant(1 / _SLOPE))
     series = values + constant(two / three)
     torch.addcmul(constant(one / three), series, values, out=series)
-    total.addcmul_(series, values, value=three)
-    _add_poles_(total, values, (_TO_LINEAR_POLE,))
-    return total.add_(constant(zero - _DISPLAYED / _SLOPE))
+    total.addcmul_(series, values, value=SLOPE * three)
+    _add_poles_(total, values, _TO_LINEAR_POLE, SLOPE)
+    return total.add_(constant(SLOPE * zero - _DISPLAYED))
 
 
 def from_linear_(values: Tensor) -> Tensor:
-    """Turn linear into displayed sRGB, clamped to 0..1: float32; the argument is overwritten."""
-    total = torch.clamp(values, 0.0, _LINEAR)
-    values.clamp_(_LINEAR, 1.0)
-    if values.device.type != "cpu":
-        values.pow_(1 / 2.4).mul_(1.055).sub_(0.055)
-        return values.add_(total.sub_(_LINEAR), alpha=_SLOPE).clamp_(0.0, 1.0)
-    total.mul_(constant(_SLOPE))
-    total.add_(values, alpha=_FROM_LINEAR[1])
-    _add_poles_(total, values, _FROM_LINEAR_POLES)
-    return total.add_(constant(_FROM_LINEAR[0] - _LINEAR * _SLOPE)).clamp_(0.0, 1.0)
+    """Turn 12.92 times linear sRGB into the displayed one, clamped to 0..1: float32; the argument is overwritten."""
+    knee = SLOPE * _LINEAR
+    total = torch.clamp(values, 0.0, knee)
+    values.clamp_(knee, SLOPE)
+    if _exact(values):
+        total.add_(_power_(values, 1 / 2.4), alpha=1.055 / SLOPE ** (1 / 2.4))
+        return total.sub_(constant(knee + 0.055)).clamp_(0.0, 1.0)
+    total.add_(values, alpha=_FROM_LINEAR[1] / SLOPE)
+    _add_poles_(total, values, _FROM_LINEAR_POLES, SLOPE, SLOPE)
+    return total.add_(constant(_FROM_LINEAR[0] - knee)).clamp_(0.0, 1.0)
 
 
 def cube_root_(values: Tensor) -> Tensor:
-    """Compute the f of L*a*b*: the cube root, a line below (6/29)³; float32, 0..1; the argument is overwritten."""
+    """Compute the f of L*a*b*, divided by `STEEP`: the cube root, a line below (6/29)³.
+
+    Args:
+        values: float32, 0..1; overwritten.
+    """
     total = torch.clamp(values, max=_CUBED)
     values.clamp_(min=_CUBED)
-    if values.device.type != "cpu":
-        return values.pow_(1 / 3).add_(total.sub_(_CUBED), alpha=_STEEP)
-    total.mul_(constant(_STEEP))
-    _add_poles_(total, values, _ROOT_POLES)
-    return total.add_(constant(_ROOT - _CUBED * _STEEP))
+    if _exact(values):
+        return total.sub_(constant(_CUBED)).add_(_power_(values, 1 / 3), alpha=1 / STEEP)
+    _add_poles_(total, values, _ROOT_POLES, 1 / STEEP)
+    return total.add_(constant(_ROOT / STEEP - _CUBED))
 
 
 def cube_(values: Tensor) -> Tensor:
-    """Invert `cube_root_`: float32, any finite value (beyond ±8 it no longer grows); the argument is overwritten."""
-    line = torch.clamp(values, -8.0, _KNEE).sub_(constant(_KNEE))
-    return values.clamp_(_KNEE, 8.0).pow_(3).add_(line, alpha=1 / _STEEP)
+    """Invert `cube_root_`: float32, any finite value (beyond ±1 it no longer grows); the argument is overwritten."""
+    knee = _KNEE / STEEP
+    total = torch.clamp(values, -1.0, knee)
+    values.clamp_(knee, 1.0).pow_(3)
+    return total.add_(values, alpha=STEEP**3).sub_(constant(knee))

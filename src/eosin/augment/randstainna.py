@@ -35,10 +35,10 @@ LEAST_TISSUE = 0.02
 # A smaller deviation, in planes, is that of an image of one color.
 _LEAST_DEVIATION = 1e-9
 
-# Ends of each channel's 8-bit encoding in the published law, in planes; hue wraps instead, optical density has no ends.
+# Ends of each channel in the published law's 8-bit encodings; hue wraps instead, optical density has no ends.
 _ENDS: dict[Space, tuple[tuple[float, float] | None, ...]] = {
-    "lab": ((16 / 116, 1.0), (-128 / 500, 127 / 500), (-128 / 200, 127 / 200)),
-    "hsv": (None, (0.0, 1.0), (0.0, 1.0)),
+    "lab": ((0.0, 255.0), (0.0, 255.0), (0.0, 255.0)),
+    "hsv": (None, (0.0, 255.0), (0.0, 255.0)),
     "hed": (None, None, None),
 }
 
@@ -137,12 +137,12 @@ def restain(
     gain = wanted[:, 3:].div(std.clamp_(min=_LEAST_DEVIATION)).clamp_(max=MOST_GAIN).sub_(1.0).mul_(blend)
     shift = wanted[:, :3].sub(mean).mul_(blend)
     if keep_background:
-        planes.add_(torch.mul(planes, gain).add_(shift).mul_(weight)).add_(mean)
+        planes.addcmul_(torch.mul(planes, gain).add_(shift), weight).add_(mean)
     else:
         planes.mul_(gain.add_(1.0)).add_(shift.add_(mean))
-    for plane, ends in zip(planes.unbind(1), _ENDS[space], strict=True):
+    for plane, ends, factor, zero in zip(planes.unbind(1), _ENDS[space], *UNITS[space], strict=True):
         if ends is not None:
-            plane.clamp_(*ends)
+            plane.clamp_((ends[0] - zero) / factor, (ends[1] - zero) / factor)
     return from_planes_(planes, space)
 
 

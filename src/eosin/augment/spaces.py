@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from eosin.augment.curves import cube_, cube_root_, from_linear_, to_linear_
+from eosin.augment.curves import SLOPE, STEEP, cube_, cube_root_, from_linear_, to_linear_
 
 __all__ = ["CHANNELS", "UNITS", "Space", "from_planes_", "from_space", "tissue_weight", "to_planes_", "to_space"]
 
@@ -36,7 +36,7 @@ CHANNELS: dict[Space, tuple[str, str, str]] = {
 """Letters of the channels, in order, as RandStainNA's files name them."""
 
 UNITS: dict[Space, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
-    "lab": ((116 * 2.55, 500.0, 200.0), (-16 * 2.55, 128.0, 128.0)),
+    "lab": ((116 * 2.55 * STEEP, 500.0 * STEEP, 200.0 * STEEP), (-16 * 2.55, 128.0, 128.0)),
     "hsv": ((30.0, 255.0, 255.0), (0.0, 0.0, 0.0)),
     "hed": ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
 }
@@ -72,7 +72,7 @@ def _mix(source: Tensor, matrix: npt.NDArray[np.float64], out: Tensor) -> Tensor
 
 
 def _lab_to_planes_(images: Tensor) -> Tensor:
-    planes = cube_root_(_mix(to_linear_(images), _TO_YXZ, images))
+    planes = cube_root_(_mix(to_linear_(images), _TO_YXZ / SLOPE, images))
     planes[:, 1].sub_(planes[:, 0])
     torch.sub(planes[:, 0], planes[:, 2], out=planes[:, 2])
     return planes
@@ -82,7 +82,7 @@ def _lab_from_planes_(planes: Tensor) -> Tensor:
     planes[:, 1].add_(planes[:, 0])
     torch.sub(planes[:, 0], planes[:, 2], out=planes[:, 2])
     cubes = cube_(planes)
-    return from_linear_(_mix(cubes, _FROM_YXZ, torch.empty_like(cubes)))
+    return from_linear_(_mix(cubes, _FROM_YXZ * SLOPE, torch.empty_like(cubes)))
 
 
 def _hsv_to_planes_(images: Tensor) -> Tensor:
