@@ -89,6 +89,20 @@ def test_nearly_alike_embeddings_are_measured_by_their_own_spread():
     assert found.metrics["recognized"]["value"] < 1
 
 
+def test_digits_survive_where_embeddings_are_nearly_alike():
+    generator = np.random.default_rng(2)
+    before, after = (1 + 2e-6 * generator.normal(size=(2, 40, 64))).astype(np.float32)
+    found = measure_movement(before, after, resamples=1).metrics
+    # In extended precision, whose rounding is 2,000 times smaller.
+    unit, moved = (part.astype(np.longdouble) for part in (before, after))
+    unit, moved = (part / np.sqrt((part**2).sum(axis=1, keepdims=True)) for part in (unit, moved))
+    between = ((unit[:, None] - unit) ** 2).sum(axis=2)[~np.eye(40, dtype=bool)].mean() / 2
+    assert 1e-12 < between < 1e-11
+    assert found["between"]["value"] == pytest.approx(float(between), rel=1e-7)
+    expected = ((unit - moved) ** 2).sum(axis=1).mean() / 2 / between
+    assert found["movement"]["value"] == pytest.approx(float(expected), rel=1e-7)
+
+
 def test_equally_near_images_share():
     before = np.array([[1, 0], [1, 0], [0, 1]], dtype=np.float32)
     after = np.array([[1, 0.1], [1, 0.2], [1, 0.3]], dtype=np.float32)

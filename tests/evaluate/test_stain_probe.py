@@ -18,7 +18,7 @@ from eosin.core.draws import stream_seed
 from eosin.core.errors import EosinError
 from eosin.core.files import DirectoryLock
 from eosin.encoders import load_encoder
-from eosin.evaluate import embed, evaluate, probe_data, stain_probe
+from eosin.evaluate import PROTOCOLS, Prediction, Protocol, embed, evaluate, probe_data, stain_probe
 from eosin.evaluate.predictions import load_predictions
 from eosin.evaluate.stain_probe import StainProbeConfig
 from eosin.evaluate.stain_shift import SHIFTS, Restaining, Shift
@@ -198,6 +198,34 @@ def test_test_labels_change_no_prediction_and_no_movement(configure, tmp_path):
         assert after[name]["metrics"]["accuracy"] != record["metrics"]["accuracy"]
         one, two = load_predictions(tmp_path / "out", record), load_predictions(tmp_path / "second", after[name])
         np.testing.assert_array_equal(one.probabilities, two.probabilities)
+
+
+class Watched(Protocol):
+    """A protocol that notes what it was handed."""
+
+    name, version, reference, changes = "watched", 1, "", {}
+
+    def run(self, features, labels, classes, train, val, test, groups=None, seed=0):
+        self.labels, self.rows, self.features, self.groups = labels, (train, val, test), features, groups
+        return Prediction(np.full((len(test), len(classes)), 1 / len(classes)), {})
+
+
+def test_the_protocol_sees_no_test_label_and_no_restained_tile_to_fit_on(configure, monkeypatch):
+    watched = Watched()
+    monkeypatch.setitem(PROTOCOLS._entries, "watched", watched)
+    config = configure(protocol="watched")
+    stain_probe.run_stain_probe(config)
+    task = open_task(config.task)
+    train, val, test = watched.rows
+    assert (train.tolist(), val.tolist()) == (task.train.tolist(), task.val.tolist())
+    assert set(test.tolist()).isdisjoint([*train, *val])
+    hidden = np.setdiff1d(np.arange(len(watched.labels)), np.concatenate([train, val]))
+    assert (watched.labels[hidden] == -1).all()
+    np.testing.assert_array_equal(watched.labels[train], task.labels[train])
+    # As they are, and under each of the two shifts; each with its patient.
+    assert len(test) == 3 * len(task.test)
+    np.testing.assert_array_equal(watched.groups[test], np.tile(task.groups[task.test], 3))
+    np.testing.assert_array_equal(watched.features[test[: len(task.test)]], watched.features[task.test])
 
 
 def test_restained_tiles_change_nothing_that_is_fitted(configure, tmp_path):
