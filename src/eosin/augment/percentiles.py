@@ -13,6 +13,9 @@ from eosin.core.transfer import upload
 
 __all__ = ["percentiles"]
 
+Values = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
 # Every so manieth value is in the sample that bounds a tail: few enough to cost nothing, enough to bound it closely.
 SAMPLED = 64
 
@@ -32,41 +35,45 @@ def percentiles(values: Tensor, percents: tuple[float, ...], chosen: Tensor | No
         return _sorted_percentiles(values, percents, chosen)
     result = np.zeros((len(values), len(percents)))
     for number, row in enumerate(values.numpy()):
-        if chosen is not None:
-            row = np.compress(chosen[number].numpy(), row)
-        if row.size:
-            result[number] = [_percentile(row, percent) for percent in percents]
+        mask = None if chosen is None else chosen[number].numpy()
+        count = len(row) if mask is None else int(np.count_nonzero(mask))
+        if count:
+            result[number] = [_percentile(row, mask, percent / 100.0 * (count - 1), count) for percent in percents]
     return torch.from_numpy(result)
 
 
-def _percentile(row: npt.NDArray[np.float32], percent: float) -> float:
-    """One percentile of a row, from the tail it lies in.
+def _percentile(row: Values, mask: Mask | None, rank: float, count: int) -> float:
+    """Value at a rank, which need not be whole, among the `count` values of a row that the mask chooses.
 
-    A sample of the values gives a bound beyond which, in all likelihood, lie the percentile and few others; the
-    count of those tells whether it does. If not, all values are searched: the result is exact either way.
+    A sample of them gives a bound beyond which, in all likelihood, lie the rank and few others; the number of those
+    tells whether it does. If not, all values are searched: the result is exact either way.
     """
-    rank = percent / 100.0 * (len(row) - 1)
     below = int(rank)
-    above = min(below + 1, len(row) - 1)
-    first = 0
-    if len(row) >= 64 * SAMPLED:
-        sample = row[::SAMPLED]
-        if 2 * below > len(row):
-            needed = len(row) - below
-            place = max(0, len(sample) - 1 - 2 * needed // SAMPLED - 8)
-            tail = row[row >= np.partition(sample, place)[place]]
-            first = len(row) - len(tail)
-        else:
-            needed = above + 1
-            place = min(len(sample) - 1, 2 * needed // SAMPLED + 8)
-            tail = row[row <= np.partition(sample, place)[place]]
-        if len(tail) >= needed:
-            row = tail
-        else:
-            first = 0
-    ends = np.partition(row, (below - first, above - first))
+    above = min(below + 1, count - 1)
+    upper = 2 * below > count
+    needed = count - below if upper else above + 1
+    tail = _tail(row, mask, needed, upper)
+    if len(tail) < needed:
+        tail = row if mask is None else np.compress(mask, row)
+    first = count - len(tail) if upper else 0
+    ends = np.partition(tail, (below - first, above - first))
     low, high = float(ends[below - first]), float(ends[above - first])
     return low + (high - low) * (rank - below)
+
+
+def _tail(row: Values, mask: Mask | None, needed: int, upper: bool) -> Values:
+    """The largest (or smallest) values of a row: about twice as many as are needed, or too few."""
+    sample = row[::SAMPLED] if mask is None else row[::SAMPLED][mask[::SAMPLED]]
+    place = 2 * needed // SAMPLED + 8
+    if place >= len(sample):
+        return row[:0]
+    if upper:
+        place = len(sample) - 1 - place
+    bound = np.partition(sample, place)[place]
+    inside = row >= bound if upper else row <= bound
+    if mask is not None:
+        inside &= mask
+    return np.compress(inside, row)
 
 
 def _sorted_percentiles(values: Tensor, percents: tuple[float, ...], chosen: Tensor | None) -> Tensor:
