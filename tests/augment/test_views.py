@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as v2
 
-from eosin.augment import AugmentConfig, BlurConfig, JitterConfig, SolarizeConfig, ViewConfig, Views
+from eosin.augment import (
+    AugmentConfig,
+    BlurConfig,
+    HEDJitterConfig,
+    JitterConfig,
+    MacenkoConfig,
+    RandStainNAConfig,
+    SolarizeConfig,
+    ViewConfig,
+    Views,
+)
 from eosin.augment.color import ORDERS
 from eosin.core.draws import Draws
 from eosin.core.errors import EosinError
@@ -224,3 +234,24 @@ def test_the_gpu_gives_the_same_views_up_to_rounding():
     for cpu, gpu in zip(views(images, draws), views(images.cuda(), draws), strict=True):
         # A grey level of difference after the resampling; a hue near gray may turn further.
         assert (cpu - gpu.cpu()).abs().mean() < 1 / 255
+
+
+def test_colors_at_once_are_the_colors_chunk_by_chunk():
+    """What a GPU does with a batch is what a CPU does with its chunks."""
+    kind = ViewConfig(
+        size=32,
+        jitter=JitterConfig(probability=0.8),
+        hed=HEDJitterConfig(probability=0.5),
+        randstainna=RandStainNAConfig(probability=0.5),
+        macenko=MacenkoConfig(probability=0.5),
+        solarize=SolarizeConfig(probability=0.3),
+        rotate90=0.5,
+    )
+    views = Views(AugmentConfig(compile=False, views={"global": kind}))
+    images = torch.randint(60, 256, (12, 3, 48, 48), dtype=torch.uint8)
+    (_, view), *_ = views._views
+    parameters = views.parameters(images, Draws(0, 0, range(12)))[0]
+    crops = view.crop.apply(images, parameters["crop"])
+    at_once, chunked = view._color_at_once(crops.clone(), parameters), view._color(crops.clone(), parameters)
+    # Where solarize turns a value at its threshold over, the two may fall on different sides.
+    assert ((at_once - chunked).abs() < 1e-3).float().mean() > 0.999

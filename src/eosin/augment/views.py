@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eosin.augment.blur import BlurConfig, GaussianBlur
 from eosin.augment.color import ColorJitter, Grayscale, JitterConfig, Solarize, SolarizeConfig
+from eosin.augment.fused import FUSED, FusedColors
 from eosin.augment.geometry import Flip, Interpolation, RandomResizedCrop, Rotate90
 from eosin.augment.hed import HEDJitter, HEDJitterConfig
 from eosin.augment.macenko import Macenko, MacenkoConfig
@@ -83,6 +84,8 @@ class AugmentConfig(Config):
     """Mean of R, G, B in 0..1 (default: ImageNet's)."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Standard deviation of R, G, B in 0..1 (default: ImageNet's)."""
+    compile: bool = True
+    """On a GPU, join the color operations with torch.compile."""
     views: dict[str, ViewConfig] = Field(default_factory=lambda: {"global": ViewConfig()}, min_length=1)
     """Kinds of views by name, in the order in which a method receives them."""
 
@@ -90,7 +93,7 @@ class AugmentConfig(Config):
 class _View:
     """One kind of view: the crop and flips on 8-bit pixels, then the color operations on floats."""
 
-    def __init__(self, config: ViewConfig) -> None:
+    def __init__(self, config: ViewConfig, compiled: bool) -> None:
         self.size = config.size
         self.crop = RandomResizedCrop(
             config.size, config.scale, config.ratio, config.interpolation, config.field_of_view
@@ -115,6 +118,8 @@ class _View:
             self.photometric["blur"] = GaussianBlur(config.blur)
         if config.solarize.probability:
             self.photometric["solarize"] = Solarize(config.solarize)
+        self.compiled = compiled
+        self.fused: FusedColors | None = None
 
     def sample(self, draws: Draws, images: Tensor, mpp: npt.NDArray[np.float64] | None) -> ViewParameters:
         operations = self.geometric | self.photometric
@@ -126,7 +131,7 @@ class _View:
         for name, operation in self.geometric.items():
             images = operation.apply(images, parameters[name])
         if images.device.type != "cpu":
-            return self._color(images, parameters).mul_(scale).add_(shift)
+            return self._color_at_once(images, parameters).mul_(scale).add_(shift)
         views = torch.empty(images.shape, dtype=torch.float32)
         step = max(1, CHUNK_PIXELS // self.size**2)
         # Neighbours that take their color steps in one order share passes over the pixels.
@@ -140,6 +145,20 @@ class _View:
             for place, row in enumerate(rows.tolist()):
                 torch.add(part[place], shift, out=views[row])
         return views
+
+    def _color_at_once(self, images: Tensor, parameters: ViewParameters) -> Tensor:
+        """The same for a whole batch on a GPU, with the operations that can be joined in one function."""
+        if self.fused is None:
+            # Made where it is used: what is compiled does not travel to workers.
+            joined = {name: operation for name, operation in self.photometric.items() if isinstance(operation, FUSED)}
+            self.fused = FusedColors(joined, self.compiled)
+        if "macenko" in self.photometric:
+            images = self.photometric["macenko"].apply(images.to(torch.float32).mul_(1 / 255), parameters["macenko"])
+        images = self.fused(images, parameters)
+        for name in ("blur", "solarize"):
+            if name in self.photometric:
+                images = self.photometric[name].apply(images, parameters[name])
+        return images
 
     def _color(self, images: Tensor, parameters: ViewParameters) -> Tensor:
         colors = images.to(torch.float32).mul_(1 / 255)
@@ -169,7 +188,7 @@ class Views:
         self.config = config
         self._views = [
             (f"{name}/{number}", view)
-            for name, view in ((name, _View(kind)) for name, kind in config.views.items())
+            for name, view in ((name, _View(kind, config.compile)) for name, kind in config.views.items())
             for number in range(config.views[name].count)
         ]
 
