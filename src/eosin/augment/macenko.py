@@ -10,8 +10,8 @@ equal up to its rounding down to 8 bits. With I in 0..255 and white at 240,
 4. concentrations C by least squares, and their 99th percentiles over all pixels.
 
 The plane is found from its normal, the third eigenvector, and angles are counted from the tissue's mean: where the
-tissue spans less than half a turn that gives the published stains whatever signs the eigenvectors come with. (Where
-it spans more, as in tiles whose main variation is from one stain to the other, the published ones depend on them.)
+tissue spans less than half a turn, that gives the published stains whatever signs the eigenvectors come with; where it
+spans more, the published ones depend on those signs.
 
 An image without stains to be found keeps its pixels: less than 100 pixels of tissue, a single color or shades of
 one, stains less than 1° apart, or a stain whose 99th percentile is not positive.
