@@ -168,9 +168,12 @@ def _randstainna(operation: RandStainNA, images: Tensor, values: Tensor) -> Tens
 
 
 def _within(stained: Tensor, before: Tensor, space: Space, *, keep_background: bool) -> Tensor:
-    """Clip to the ends of the 8-bit encodings; hue wraps, optical density has no ends."""
+    """Clip to the ends of the 8-bit encodings; hue wraps, optical density has no ends. None turns green (`restain`)."""
     if space == "lab":
-        return stained.clamp(0.0, 255.0)
+        lightness, a, b = stained.split(1, dim=1)
+        if keep_background:
+            a = torch.maximum(a, before[:, 1:2].clamp(max=128.0))
+        return torch.cat([lightness, a, b], dim=1).clamp(0.0, 255.0)
     if space == "hsv":
         return torch.cat([stained[:, :1], stained[:, 1:].clamp(0.0, 255.0)], dim=1)
     return stained

@@ -121,7 +121,9 @@ def restain(
         target: float32 [B, 6] on the images' device, in the units of `eosin.augment.spaces`.
         space: The target's color space.
         tissue_only: Take the image's own statistics over tissue, as the target's were.
-        keep_background: Blend each pixel, in the space, with what it was, by its `tissue_weight`.
+        keep_background: Blend each pixel, in the space, with what it was, by its `tissue_weight`; and in L*a*b* let
+            none turn green. Hematoxylin and eosin absorb green most, so pale tissue that a template shifts below
+            a* = 0 is no stain that exists; it stops at gray, or where it was.
         strength: 1 for the target, 0 for the image's own statistics.
 
     Returns:
@@ -137,7 +139,10 @@ def restain(
     gain = wanted[:, 3:].div(std.clamp_(min=_LEAST_DEVIATION)).clamp_(max=MOST_GAIN).sub_(1.0).mul_(blend)
     shift = wanted[:, :3].sub(mean).mul_(blend)
     if keep_background:
+        greenest = torch.add(planes[:, 1:2], mean[:, 1:2]).clamp_(max=0.0) if space == "lab" else None
         planes.addcmul_(torch.mul(planes, gain).add_(shift), weight).add_(mean)
+        if greenest is not None:
+            torch.maximum(planes[:, 1:2], greenest, out=planes[:, 1:2])
     else:
         planes.mul_(gain.add_(1.0)).add_(shift.add_(mean))
     for plane, ends, factor, zero in zip(planes.unbind(1), _ENDS[space], *UNITS[space], strict=True):
