@@ -127,9 +127,11 @@ def print_summary(summary: Sequence[Record], console: Console) -> None:
         table = Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
         table.show_edge = table.pad_edge = False
         table.collapse_padding = True
-        table.add_column("encoder", overflow="fold", max_width=max(8, console.width - 66))
-        table.add_column("shift", overflow="fold")
-        table.add_column("balanced accuracy", justify="right", min_width=8)
+        # Of 80 characters 28 remain for the names beside the numbers; a long path of a template is folded.
+        longest = min(max(len(line["shift"]) for line in mine), 20)
+        table.add_column("encoder", overflow="fold", max_width=max(8, console.width - 52 - longest))
+        table.add_column("shift", overflow="fold", min_width=longest)
+        table.add_column("balanced accuracy", justify="right", min_width=8, max_width=8)
         table.add_column("loss [95 %]", justify="right", no_wrap=True)
         for name in ("moved", "itself"):
             table.add_column(name, justify="right", no_wrap=True)
