@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-__all__ = ["chunks"]
+__all__ = ["CHUNK_PIXELS", "chunks"]
 
-# One image of 224 px: the passes over its pixels then stay in the second-level cache.
 CHUNK_PIXELS = 50_176
+"""One image of 224 px: the passes over its pixels then stay in the second-level cache."""
 
 
 def chunks(images: Tensor) -> Iterator[slice]:

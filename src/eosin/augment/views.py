@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from eosin.augment.blur import BlurConfig, GaussianBlur
+from eosin.augment.chunks import CHUNK_PIXELS
 from eosin.augment.color import ColorJitter, Grayscale, JitterConfig, Solarize, SolarizeConfig
 from eosin.augment.fused import FUSED, FusedColors
 from eosin.augment.geometry import Flip, Interpolation, RandomResizedCrop, Rotate90
@@ -24,9 +25,6 @@ from eosin.core.draws import Draws
 from eosin.core.transfer import upload
 
 __all__ = ["AugmentConfig", "ViewConfig", "Views"]
-
-# Pixels of a view that are worked on at a time on a CPU: the passes of one chunk then stay in the second-level cache.
-CHUNK_PIXELS = 49_152
 
 Positive = Annotated[float, Field(gt=0.0)]
 Channels = tuple[float, float, float]
