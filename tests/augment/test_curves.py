@@ -25,7 +25,7 @@ def root_of(x):
 @pytest.fixture(params=["powers", "poles"])
 def way(request, monkeypatch):
     """Both ways of a CPU; without AVX-512 NumPy's powers are slow but the same."""
-    monkeypatch.setattr(curves, "NUMPY_POWERS", request.param == "powers")
+    monkeypatch.setattr(curves, "VECTORISED", request.param == "powers")
     return request.param
 
 

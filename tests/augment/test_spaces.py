@@ -62,7 +62,7 @@ def plain_hsv(rgb):
 
 @pytest.fixture(params=["powers", "poles"])
 def way(request, monkeypatch):
-    monkeypatch.setattr(curves, "NUMPY_POWERS", request.param == "powers")
+    monkeypatch.setattr(curves, "VECTORISED", request.param == "powers")
     return request.param
 
 

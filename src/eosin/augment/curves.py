@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["NUMPY_POWERS", "SLOPE", "STEEP", "constant", "cube_", "cube_root_", "from_linear_", "to_linear_"]
+from eosin.augment.logarithm import VECTORISED, exp2_, log2_
+
+__all__ = ["SLOPE", "STEEP", "constant", "cube_", "cube_root_", "from_linear_", "to_linear_"]
 
 # Where sRGB turns from a line into a power: displayed and linear value. And the line's slope.
 _DISPLAYED, _LINEAR, SLOPE = 0.04045, 0.0031308, 12.92
@@ -50,25 +52,18 @@ _FROM_LINEAR_POLES = (
 )
 
 
-# Without AVX-512, NumPy takes one value at a time.
-NUMPY_POWERS = torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
 def _exact(values: Tensor) -> bool:
-    return NUMPY_POWERS or values.device.type != "cpu"
+    return VECTORISED or values.device.type != "cpu"
 
 
 def _power_(values: Tensor, exponent: float) -> Tensor:
     """Raise positive values to a power, in place, to bits that do not depend on what lies beside a value."""
     if values.device.type != "cpu":
         return values.pow_(exponent)
+    if exponent != 1 / 3:
+        return exp2_(log2_(values).mul_(constant(exponent)))
     array = values.numpy()
-    if exponent == 1 / 3:
-        np.cbrt(array, out=array)
-    else:
-        np.log2(array, out=array)
-        array *= np.float32(exponent)
-        np.exp2(array, out=array)
+    np.cbrt(array, out=array)
     return values
 
 

@@ -22,7 +22,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from eosin.augment.curves import SLOPE, STEEP, cube_, cube_root_, from_linear_, to_linear_
+from eosin.augment.curves import SLOPE, STEEP, constant, cube_, cube_root_, from_linear_, to_linear_
+from eosin.augment.logarithm import exp2_, log2_
 
 __all__ = ["CHANNELS", "UNITS", "Space", "from_planes_", "from_space", "tissue_weight", "to_planes_", "to_space"]
 
@@ -44,25 +45,27 @@ UNITS: dict[Space, tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 # Linear RGB to Y, X/0.950456, Z/1.088754: the sRGB primaries and D65 with the digits of OpenCV's documentation.
-_TO_YXZ = np.array(
+_YXZ = np.array(
     [[0.212671, 0.715160, 0.072169], [0.412453, 0.357580, 0.180423], [0.019334, 0.119193, 0.950227]]
 ) / np.array([[1.0], [0.950456], [1.088754]])
-_FROM_YXZ = np.linalg.inv(_TO_YXZ)
+_TO_YXZ = (_YXZ / SLOPE).astype(np.float32)
+_FROM_YXZ = (np.linalg.inv(_YXZ) * SLOPE).astype(np.float32)
 
 # Rows: optical density of hematoxylin, eosin and DAB in R, G, B.
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-_TO_HED = np.linalg.inv(_STAINS).T
-_FROM_HED = _STAINS.T
 _DARKEST = 1e-6
+# From and to the binary logarithm of RGB.
+_TO_HED = (np.linalg.inv(_STAINS).T / math.log2(_DARKEST)).astype(np.float32)
+_FROM_HED = (_STAINS.T * math.log2(_DARKEST)).astype(np.float32)
 
 _GLASS_SATURATION = 0.055
 _RAMP = (0.005, 0.03)
 
 
-def _mix(source: Tensor, matrix: npt.NDArray[np.float64], out: Tensor) -> Tensor:
+def _mix(source: Tensor, matrix: npt.NDArray[np.float32], out: Tensor) -> Tensor:
     """Multiply the channels by a 3 x 3 matrix, in float32 whatever a training script allows for its own products."""
     if source.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest":
-        rows = torch.from_numpy(matrix).to(torch.float32).expand(len(source), 3, 3)
+        rows = torch.from_numpy(matrix).expand(len(source), 3, 3)
         torch.bmm(rows, source.flatten(2), out=out.view(len(source), 3, -1))
         return out
     for row, target in zip(matrix.tolist(), out.unbind(1), strict=True):
@@ -72,7 +75,7 @@ def _mix(source: Tensor, matrix: npt.NDArray[np.float64], out: Tensor) -> Tensor
 
 
 def _lab_to_planes_(images: Tensor) -> Tensor:
-    planes = cube_root_(_mix(to_linear_(images), _TO_YXZ / SLOPE, images))
+    planes = cube_root_(_mix(to_linear_(images), _TO_YXZ, images))
     planes[:, 1].sub_(planes[:, 0])
     torch.sub(planes[:, 0], planes[:, 2], out=planes[:, 2])
     return planes
@@ -82,7 +85,7 @@ def _lab_from_planes_(planes: Tensor) -> Tensor:
     planes[:, 1].add_(planes[:, 0])
     torch.sub(planes[:, 0], planes[:, 2], out=planes[:, 2])
     cubes = cube_(planes)
-    return from_linear_(_mix(cubes, _FROM_YXZ * SLOPE, torch.empty_like(cubes)))
+    return from_linear_(_mix(cubes, _FROM_YXZ, torch.empty_like(cubes)))
 
 
 def _hsv_to_planes_(images: Tensor) -> Tensor:
@@ -118,13 +121,11 @@ def _hsv_from_planes_(planes: Tensor) -> Tensor:
 
 
 def _hed_to_planes_(images: Tensor) -> Tensor:
-    density = images.clamp_(min=_DARKEST).log_().mul_(1 / math.log(_DARKEST))
-    return _mix(density, _TO_HED, torch.empty_like(density))
+    return _mix(log2_(images.clamp_(min=_DARKEST)), _TO_HED, torch.empty_like(images))
 
 
 def _hed_from_planes_(planes: Tensor) -> Tensor:
-    density = _mix(planes, _FROM_HED, torch.empty_like(planes))
-    return density.mul_(math.log(_DARKEST)).exp_().clamp_(0.0, 1.0)
+    return exp2_(_mix(planes, _FROM_HED, torch.empty_like(planes))).clamp_(0.0, 1.0)
 
 
 def to_planes_(images: Tensor, space: Space) -> Tensor:
@@ -187,5 +188,6 @@ def tissue_weight(images: Tensor) -> Tensor:
     torch.maximum(weight, blue, out=weight)
     smallest = torch.minimum(red, green)
     torch.minimum(smallest, blue, out=smallest)
-    weight.mul_(1.0 - _GLASS_SATURATION).sub_(smallest)
-    return weight.sub_(_RAMP[0]).mul_(1.0 / (_RAMP[1] - _RAMP[0])).clamp_(0.0, 1.0).unsqueeze(1)
+    slope = 1.0 / (_RAMP[1] - _RAMP[0])
+    weight.mul_(constant(slope * (1.0 - _GLASS_SATURATION))).sub_(smallest, alpha=slope)
+    return weight.sub_(constant(slope * _RAMP[0])).clamp_(0.0, 1.0).unsqueeze(1)
