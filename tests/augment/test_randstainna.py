@@ -105,6 +105,18 @@ def test_glass_stays_and_tissue_is_stained():
     assert (whole[glass] - images[glass]).abs().mean() > 0.05
 
 
+def test_no_tissue_is_stained_green():
+    images = tissue(2)
+    images[1] = images[1].flip(0)
+    aims = target("lab", 2) * torch.tensor([1, 0.8, 1, 1, 1, 1])
+    kept = to_space(restain(images.clone(), aims, space="lab"), "lab")[:, 1]
+    whole = to_space(restain(images.clone(), aims, space="lab", keep_background=False), "lab")[:, 1]
+    assert whole.min() < 115
+    # What was green already may stay as green as it was.
+    before = to_space(images, "lab")[:, 1].clamp(max=128)
+    assert (kept - before).min() > -0.5
+
+
 def published(pixels, aim, space):
     """RandStainNA's law on 8-bit pixels, RGB in and out."""
     there, back = {
