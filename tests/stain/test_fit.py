@@ -40,6 +40,13 @@ def test_the_file_says_what_was_measured(tissue, tmp_path, save_image):
     assert [path.name for path in sorted(out.parent.iterdir())] == ["stain.json", "stain.quarantine.jsonl"]
 
 
+def test_the_list_of_unreadable_tiles_is_this_fits(tissue, tmp_path):
+    (tmp_path / "a.quarantine.jsonl").write_text('{"name": "other.png", "reason": "the file is empty"}\n')
+    _, unreadable = fit(str(tissue), tmp_path / "a.json", limit=20)
+    assert unreadable.summary() == "no unreadable tiles"
+    assert not (tmp_path / "a.quarantine.jsonl").exists()
+
+
 def test_an_independent_model_has_no_mixture(tissue, tmp_path):
     statistics, _ = fit(str(tissue), tmp_path / "a.json", model="independent")
     assert statistics.mixture is None

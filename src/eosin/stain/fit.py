@@ -16,7 +16,7 @@ from eosin.augment.stain_statistics import StainStatistics, fit_statistics, save
 from eosin.core.console import console
 from eosin.core.draws import permuted, stream_seed
 from eosin.core.errors import EosinError
-from eosin.core.files import writable_directory
+from eosin.core.files import storage_errors, writable_directory
 from eosin.data import Quarantine, Tiles, open_tiles
 from eosin.stain.measure import MeasureConfig, measure, native_size, require_tissue
 from eosin.stain.partial import partial_path
@@ -114,11 +114,15 @@ def fit(
     if components != "auto" and components > len(tiles):
         raise EosinError(f"--components {components}: {tiles.spec} has only {len(tiles):,} tiles; give fewer, or auto")
     console.print(tiles.describe(), markup=False)
-    quarantine = Quarantine(out.with_suffix(".quarantine.jsonl"), quarantine_limit)
+    partial, listed = partial_path(out), out.with_suffix(".quarantine.jsonl")
+    if not partial.exists():
+        # An earlier fit's list, perhaps of other tiles.
+        with storage_errors(listed):
+            listed.unlink(missing_ok=True)
+    quarantine = Quarantine(listed, quarantine_limit)
     config = MeasureConfig(space=space, tissue_only=tissue_only, size=native_size(tiles) if size is None else size)
     with console.status("reading the tiles' digests"):
         content = tiles.content_hash()
-    partial = partial_path(out)
     measured = measure(tiles, config, workers=workers, quarantine=quarantine, partial=partial, key=content)
     require_tissue(measured, tiles.spec)
     stained = measured.stained
