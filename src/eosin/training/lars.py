@@ -97,7 +97,7 @@ class LARS(_Adaptive):
             return updates
         lengths, sizes = _norms(updates), _norms(parameters)
         ratios = torch.where((lengths > 0) & (sizes > 0), group["trust"] * sizes / lengths, 1.0)
-        return list(torch._foreach_mul(updates, list(ratios.unbind())))
+        return _scaled(updates, ratios, own=updates is not gradients)
 
 
 class LARC(_Adaptive):
@@ -109,8 +109,15 @@ class LARC(_Adaptive):
         ratios = torch.where(sizes > 0, group["trust"] * sizes / (lengths + decay * sizes + 1e-8), 1.0)
         # Without a gradient there is no weight decay either.
         ratios = torch.where(lengths > 0, ratios, 0.0)
-        updates = torch._foreach_add(gradients, parameters, alpha=decay)
+        return _scaled(list(torch._foreach_add(gradients, parameters, alpha=decay)), ratios, own=True)
+
+
+def _scaled(updates: list[Tensor], ratios: Tensor, *, own: bool) -> list[Tensor]:
+    """Multiply each update by its ratio, in place where the updates are no one else's."""
+    if not own:
         return list(torch._foreach_mul(updates, list(ratios.unbind())))
+    torch._foreach_mul_(updates, list(ratios.unbind()))
+    return updates
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:
