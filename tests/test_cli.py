@@ -292,6 +292,22 @@ def test_a_stain_is_fitted_and_looked_at(capsys, tmp_path):
     assert "has only 120 tiles" in refused(capsys, "stain", "fit", index, "--out", out, "--components", "121")
 
 
+@pytest.mark.parametrize(("reader", "code"), [("gone", 0), ("there", 1)])
+def test_a_broken_pipe_is_no_error_only_where_it_is_that_of_the_output(reader, code):
+    script = (
+        "import sys; from eosin import cli\n"
+        "def broken() -> int: raise BrokenPipeError(32, 'Broken pipe')\n"
+        "cli.VERBS['doctor'] = broken; sys.exit(cli.main(['doctor']))"
+    )
+    reading, writing = os.pipe()
+    with open(reading, "rb") as read, open(writing, "wb") as write:
+        if reader == "gone":
+            read.close()
+        told = subprocess.run([sys.executable, "-c", script], stdout=write, stderr=subprocess.PIPE, text=True)
+    assert told.returncode == code
+    assert ("BrokenPipeError" in told.stderr) == (reader == "there")
+
+
 def test_debug_shows_the_traceback(tmp_path):
     from eosin.core.errors import EosinError
 

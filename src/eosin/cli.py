@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 the demo's encoder did not beat its baselines; 2 bad input
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import signal
 import sys
@@ -434,9 +435,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("stopped; the same command goes on where it was")
         return 130
     except BrokenPipeError:
-        # The reader of a pipe has gone: what is still buffered has nowhere to go.
+        if not _reader_gone():
+            raise
+        # What is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _reader_gone() -> bool:
+    """Whether what is printed goes into a pipe that nobody reads any more."""
+    poll = select.poll()
+    for descriptor in (1, 2):
+        poll.register(descriptor, 0)
+    return any(state & select.POLLERR for _, state in poll.poll(0))
 
 
 def _run(words: list[str]) -> int:

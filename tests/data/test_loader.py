@@ -285,6 +285,18 @@ def test_a_killed_worker_is_an_error_that_says_so(readers: ModuleType) -> None:
     assert not set(workers) & set(multiprocessing.active_children())
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), ConnectionResetError(), EOFError()])
+def test_workers_whose_starter_was_killed_are_an_error_that_says_so(
+    readers: ModuleType, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def start(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("eosin.data.workers._start", start)
+    with pytest.raises(EosinError, match=r"a loading process was killed.*use fewer workers or a smaller batch \(\S+"):
+        next(read_ahead(readers.echo, range(10), 2))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_fault_in_a_worker_is_not_taken_for_a_kill(readers: ModuleType, workers: int) -> None:
     with pytest.raises(RuntimeError, match="a fault of eosin's own"):

@@ -56,7 +56,11 @@ def read_ahead(reader: Reader[K, V], keys: Sequence[K], workers: int) -> Iterato
         for key in keys:
             yield reader(key)
         return
-    iterator = _start(_Guarded(reader), keys, min(workers, len(keys)))
+    try:
+        iterator = _start(_Guarded(reader), keys, min(workers, len(keys)))
+    except (ConnectionError, EOFError) as error:
+        # The process that starts the workers has gone; as a broken pipe it would pass for a reader that closed ours.
+        raise _killed(str(error) or type(error).__name__) from None
     try:
         while True:
             killed = ""
@@ -70,16 +74,20 @@ def read_ahead(reader: Reader[K, V], keys: Sequence[K], workers: int) -> Iterato
                     raise
             if killed:
                 # Raised here and not above: as its cause the first error would keep the other workers alive.
-                raise EosinError(
-                    "a loading process was killed, most often for want of memory or of room in /dev/shm; use fewer "
-                    f"workers or a smaller batch ({killed})"
-                )
+                raise _killed(killed)
             if isinstance(item, EosinError):
                 raise item
             yield item
     finally:
         # The workers end with the iterator.
         del iterator
+
+
+def _killed(reason: str) -> EosinError:
+    return EosinError(
+        "a loading process was killed, most often for want of memory or of room in /dev/shm; use fewer workers or a "
+        f"smaller batch ({reason})"
+    )
 
 
 class _Guarded(Dataset[Any]):
