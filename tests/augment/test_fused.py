@@ -94,6 +94,29 @@ def test_a_compiler_can_take_it_whole(name):
     assert compiled._run != compiled._apply, "it fell back"
 
 
+def test_many_configurations_and_batch_sizes_stay_compiled(capsys):
+    """A compiler keeps at most 8 forms of a function: kinds of views must not share them, batches must not need them."""
+    images = stained_tiles(12)
+    for number in range(10):
+        operations = {"jitter": ColorJitter(JitterConfig(brightness=0.1 + number / 20, contrast=0.0, hue=0.0))}
+        fused = FusedColors(operations, compiled=True, backend="aot_eager")
+        fused(images, drawn(operations, images))
+    for count in range(1, 13):
+        fused(images[:count], drawn(operations, images[:count]))
+    assert "not compiled" not in capsys.readouterr().err
+
+
+def test_no_strength_changes_no_bit():
+    operations = {
+        "hed": HEDJitter(HEDJitterConfig(probability=1.0, alpha=0.0, beta=0.0)),
+        "randstainna": RandStainNA(RandStainNAConfig(probability=1.0, strength=0.0)),
+        "jitter": ColorJitter(JitterConfig(brightness=0, contrast=0, saturation=0, hue=0, probability=1.0)),
+    }
+    images = stained_tiles()
+    changed = FusedColors(operations, compiled=False)(images, drawn(operations, images))
+    assert torch.equal(changed, images.float() * (1 / 255))
+
+
 def test_where_it_cannot_be_compiled_it_runs_as_it_is(capsys):
     operations, images = CHAINS["jitter"], stained_tiles()
     parameters = drawn(operations, images)

@@ -1,5 +1,8 @@
 """Whole views: what they depend on, what they keep, and the configuration that makes them."""
 
+import pickle
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +21,9 @@ from eosin.augment import (
     ViewConfig,
     Views,
 )
+from eosin.augment import views as views_module
 from eosin.augment.color import ORDERS
+from eosin.augment.fused import FusedColors
 from eosin.core.draws import Draws
 from eosin.core.errors import EosinError
 
@@ -234,6 +239,20 @@ def test_the_gpu_gives_the_same_views_up_to_rounding():
     for cpu, gpu in zip(views(images, draws), views(images.cuda(), draws), strict=True):
         # A grey level of difference after the resampling; a hue near gray may turn further.
         assert (cpu - gpu.cpu()).abs().mean() < 1 / 255
+
+
+def test_views_go_to_workers_after_a_device_has_compiled_them(monkeypatch):
+    """A run tries the device first, then hands the same views to its workers."""
+    monkeypatch.setattr(views_module, "FusedColors", partial(FusedColors, backend="aot_eager"))
+    views = Views(AugmentConfig(views={"global": ViewConfig(size=16)}))
+    images = tiles(3, side=20)
+    ((_, view), *_) = views._views
+    parameters = views.parameters(images, Draws(0, 0, range(3)))
+    view._color_at_once(view.crop.apply(images, parameters[0]["crop"]), parameters[0])
+    there = pickle.loads(pickle.dumps(views))
+    for one, other in zip(there.apply(images, parameters), views.apply(images, parameters), strict=True):
+        assert torch.equal(one, other)
+    assert view.fused is not None
 
 
 def test_colors_at_once_are_the_colors_chunk_by_chunk():

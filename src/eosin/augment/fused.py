@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from eosin.augment.hed import DARKEST, HED_FROM_RGB, RGB_FROM_HED, HEDJitter
 from eosin.augment.operations import Operation, Parameters
 from eosin.augment.randstainna import LEAST_TISSUE, MOST_GAIN, RandStainNA
 from eosin.augment.spaces import Space
+from eosin.augment.stain_statistics import LEAST_WEIGHT
 from eosin.core.console import warn
 from eosin.core.transfer import upload
 
@@ -44,7 +46,10 @@ class FusedColors:
         self.operations = operations
         self._run: Callable[[Tensor, Tensor], Tensor] = self._apply
         if compiled and operations:
-            self._run = torch.compile(self._apply, dynamic=False, fullgraph=True, backend=backend)
+            # What is compiled is kept, and counted against a limit of 8, by code object: each gets one of its own.
+            body = FusedColors._apply
+            own = FunctionType(body.__code__.replace(), body.__globals__).__get__(self)
+            self._run = torch.compile(own, fullgraph=True, backend=backend)
 
     def __call__(self, crops: Tensor, parameters: Mapping[str, Parameters]) -> Tensor:
         """Apply drawn parameters.
@@ -152,11 +157,13 @@ def _hed(images: Tensor, values: Tensor) -> Tensor:
 
 def _randstainna(operation: RandStainNA, images: Tensor, values: Tensor) -> Tensor:
     config, statistics = operation.config, operation.statistics
+    if config.strength == 0.0:
+        return images
     space: Space = statistics.space
     target = values[:, 1:7, 0]
     weight = _tissue_weight(images)
     pixels = _TO[space](images)
-    counted = weight + 1e-6 if statistics.tissue_only else torch.ones_like(weight)
+    counted = weight + LEAST_WEIGHT if statistics.tissue_only else torch.ones_like(weight)
     total = counted.sum(dim=(2, 3), keepdim=True)
     mean = (pixels * counted).sum(dim=(2, 3), keepdim=True) / total
     std = ((pixels - mean).square() * counted).sum(dim=(2, 3), keepdim=True).div(total).sqrt()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -119,6 +119,10 @@ class _View:
         self.compiled = compiled
         self.fused: FusedColors | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What is compiled cannot travel to workers; they make views on a CPU, without it.
+        return self.__dict__ | {"fused": None}
+
     def sample(self, draws: Draws, images: Tensor, mpp: npt.NDArray[np.float64] | None) -> ViewParameters:
         operations = self.geometric | self.photometric
         parameters = {name: operation.sample(draws, images) for name, operation in operations.items()}
@@ -147,7 +151,6 @@ class _View:
     def _color_at_once(self, images: Tensor, parameters: ViewParameters) -> Tensor:
         """The same for a whole batch on a GPU, with the operations that can be joined in one function."""
         if self.fused is None:
-            # Made where it is used: what is compiled does not travel to workers.
             joined = {name: operation for name, operation in self.photometric.items() if isinstance(operation, FUSED)}
             self.fused = FusedColors(joined, self.compiled)
         if "macenko" in self.photometric:
