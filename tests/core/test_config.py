@@ -18,6 +18,7 @@ class Outer(Config):
     inner: Inner = Inner()
     named: dict[str, Inner] = {}
     maybe: Inner | None = None
+    span: tuple[float, float] = (0.0, 1.0)
 
 
 def test_unknown_field_offers_the_nearest():
@@ -34,6 +35,19 @@ def test_wrong_and_missing_values_are_named():
         Outer.parse({"steps": 1, "inner": {"momentum": "fast"}}, "recipe")
     with pytest.raises(EosinError, match="recipe: field 'steps': Field required$"):
         Outer.parse({}, "recipe")
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_numbers_are_finite(value):
+    with pytest.raises(EosinError, match="recipe: field 'inner.momentum': Input should be a finite number"):
+        Outer.parse({"steps": 1, "inner": {"momentum": value}}, "recipe")
+    with pytest.raises(EosinError, match="recipe: field 'span.1': Input should be a finite number"):
+        Outer.parse({"steps": 1, "span": (0.0, value)}, "recipe")
+
+
+def test_a_list_that_is_none_is_told_how_to_be_one():
+    with pytest.raises(EosinError, match=r"recipe: field 'span': give a list, such as \[1, 2\] \(got '1,2'\)$"):
+        Outer.parse({"steps": 1, "span": "1,2"}, "recipe")
 
 
 def test_frozen():

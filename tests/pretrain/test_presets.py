@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 
@@ -123,6 +125,24 @@ def test_unknown_names_are_told_with_the_nearest():
         load_recipe("mocov2-small", {"augment.every_view.vertical_flp": 0.1})
     with pytest.raises(EosinError, match="unknown field"):
         load_recipe("mocov2-small", {"augment.every_view.hed.nonsense": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        ("augment.every_vew.grayscale", "--augment.every_vew.grayscale: unknown field; did you mean 'every_view'?"),
+        ("augment.presett", "--augment.presett: unknown field; did you mean 'preset'?"),
+        ("augment.every_view", "--augment.every_view: name a field of the views, such as --augment.every_view.v"),
+        ("augment.every_view.", "name a field of the views, such as --augment.every_view.vertical_flip"),
+    ],
+)
+def test_misspelt_fields_of_all_views_are_told_with_the_nearest(field, told):
+    with pytest.raises(EosinError, match=re.escape(told)):
+        load_recipe("mocov2-small", {field: 0.5})
+
+
+def test_no_preset_leaves_the_recipe_as_it_is():
+    assert load_recipe("mocov2-small", {"augment.preset": None}) == load_recipe("mocov2-small")
 
 
 def test_every_view_without_a_method_is_refused_as_before(tmp_path):

@@ -25,9 +25,11 @@ __all__ = [
 
 
 class Config(BaseModel):
-    """Base of every configuration model: immutable, and an unknown key is an error."""
+    """Base of every configuration model: immutable, numbers are finite, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str) -> Self:
@@ -147,6 +149,8 @@ def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str
         fields = _fields_at(model, location[:-1])
         return f"{where}: unknown field '{field}'; {nearest(location[-1], fields)}"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "tuple_type":
+        message = "give a list, such as [1, 2]"
     if (*first["loc"][:-1], "literal['auto']") in [other["loc"] for other in error.errors()]:
         message += ", or auto"
     got = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from eosin.augment import AugmentConfig
 from eosin.core.config import apply_overrides, read_yaml
 from eosin.core.errors import EosinError, nearest
 from eosin.methods import METHODS
@@ -47,9 +48,23 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Pretra
             raise EosinError(f"unknown recipe '{name}'; {nearest(name, recipe_names())}; a file ends in .yaml")
     values: Mapping[str, Any] = read_yaml(path)
     overrides = dict(overrides or {})
-    if "augment.preset" in overrides or any(field.startswith(EVERY_VIEW) for field in overrides):
+    _check_augment_fields(overrides)
+    if overrides.get("augment.preset") is not None or any(field.startswith(EVERY_VIEW) for field in overrides):
         values, overrides = _with_view_fields(values, overrides)
     return PretrainConfig.parse(apply_overrides(values, overrides), name)
+
+
+def _check_augment_fields(overrides: Mapping[str, Any]) -> None:
+    """Refuse misspelt fields of `augment`, offering `every_view` too, which is written out and no field of its own."""
+    for field in overrides:
+        room, _, rest = field.partition(".")
+        name, _, inner = rest.partition(".")
+        if room != "augment" or not rest:
+            continue
+        if name == "every_view" and not inner:
+            raise EosinError(f"--{field}: name a field of the views, such as --{EVERY_VIEW}vertical_flip")
+        if name != "every_view" and name not in AugmentConfig.model_fields:
+            raise EosinError(f"--{field}: unknown field; {nearest(name, [*AugmentConfig.model_fields, 'every_view'])}")
 
 
 def _with_view_fields(
@@ -60,7 +75,7 @@ def _with_view_fields(
     if method not in METHODS:
         return values, dict(overrides)  # refused with the configuration
     views = (values.get("augment") or {}).get("views") or {}
-    if "augment.preset" in overrides:
+    if overrides.get("augment.preset") is not None:
         values = {**values, "augment": {**(values.get("augment") or {}), "views": without_switches(views)}}
     written: dict[str, Any] = {}
     for field, value in overrides.items():
