@@ -26,6 +26,7 @@ from eosin.augment.color import ORDERS
 from eosin.augment.fused import FusedColors
 from eosin.core.draws import Draws
 from eosin.core.errors import EosinError
+from eosin.synthetic import render_tile
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 EVERYTHING = ViewConfig(
@@ -239,6 +240,25 @@ def test_the_gpu_gives_the_same_views_up_to_rounding():
     for cpu, gpu in zip(views(images, draws), views(images.cuda(), draws), strict=True):
         # A grey level of difference after the resampling; a hue near gray may turn further.
         assert (cpu - gpu.cpu()).abs().mean() < 1 / 255
+
+
+@pytest.mark.parametrize("size", [224, 301])
+def test_threads_change_no_bit(size):
+    """Workers have one thread, the process that trains has more."""
+    images = torch.from_numpy(np.stack([render_tile("tumor", size=256, slide=slide).image for slide in range(2)]))
+    stained = {"randstainna": RandStainNAConfig(probability=1), "macenko": MacenkoConfig(probability=1)}
+    kind = ViewConfig(count=1, size=size, hed=HEDJitterConfig(probability=1), **stained)
+    views = Views(AugmentConfig(views={"global": kind}))
+    assert views._views[0][1].photometric["randstainna"].statistics.tissue_only
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(views(images, Draws(0, 0, range(2))))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
 
 
 def test_views_go_to_workers_after_a_device_has_compiled_them(monkeypatch):

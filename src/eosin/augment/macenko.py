@@ -34,6 +34,7 @@ from eosin.augment.hed import combine
 from eosin.augment.logarithm import exp2_, log2_
 from eosin.augment.operations import Parameters, Probability, on_rows
 from eosin.augment.percentiles import percentiles
+from eosin.augment.sums import pixel_sums
 from eosin.core.config import Config
 from eosin.core.draws import Draws
 from eosin.core.transfer import upload
@@ -253,16 +254,16 @@ def _moments(log: Tensor, tissue: Tensor, scratch: Tensor) -> tuple[Tensor, Tens
     """Mean [B, 3], covariance [B, 3, 3] (float64) and number [B] of the pixels of [B, 3, N] that are tissue, [B, N]."""
     # A view as bytes, because that conversion to floats is the fast one.
     weight = tissue.view(torch.uint8).float()
-    pixels = weight.sum(1)
+    pixels = pixel_sums(weight)
     planes = log.unbind(1)
     weighted, product = scratch.unbind(1)
     first: list[Tensor] = []
     second: dict[tuple[int, int], Tensor] = {}
     for i in range(3):
         torch.mul(planes[i], weight, out=weighted)
-        first.append(weighted.sum(1))
+        first.append(pixel_sums(weighted))
         for j in range(i, 3):
-            second[i, j] = second[j, i] = torch.mul(weighted, planes[j], out=product).sum(1)
+            second[i, j] = second[j, i] = pixel_sums(torch.mul(weighted, planes[j], out=product))
     sums = torch.stack(first + [second[i, j] for i in range(3) for j in range(3)], dim=1).double()
     mean, square = (sums / pixels.clamp(min=1.0)[:, None]).split((3, 9), dim=1)
     return mean, square.view(-1, 3, 3) - mean[:, :, None] * mean[:, None], pixels

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eosin.augment.operations import Parameters, Probability, on_rows
 from eosin.augment.spaces import UNITS, Space, from_planes_, tissue_weight, to_planes_
-from eosin.augment.stain_statistics import LEAST_WEIGHT, SIZE, StainStatistics, center_, load_statistics
+from eosin.augment.stain_statistics import LEAST_WEIGHT, SIZE, StainStatistics, center_, load_statistics, tissue_share
 from eosin.core.config import Config
 from eosin.core.draws import Draws
 from eosin.core.errors import EosinError
@@ -131,7 +131,7 @@ def restain(
     """
     weight = tissue_weight(images)
     # Whether an image is stained at all, as a factor: a branch would wait for the device.
-    blend = (weight.mean(dim=(1, 2, 3), keepdim=True) >= LEAST_TISSUE).to(images.dtype).mul_(strength)
+    blend = (tissue_share(weight) >= LEAST_TISSUE).to(images.dtype).mul_(strength).view(-1, 1, 1, 1)
     scale, offset = _units(space, images.device)
     wanted = target.view(-1, SIZE, 1, 1).sub(offset).div_(scale)
     planes = to_planes_(images, space)

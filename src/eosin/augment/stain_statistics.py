@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from eosin.augment.spaces import CHANNELS, UNITS, Space, tissue_weight, to_planes_
+from eosin.augment.sums import pixel_sums
 from eosin.core.config import Config, read_yaml
 from eosin.core.errors import EosinError, nearest
 from eosin.core.files import atomic_file
@@ -32,6 +33,7 @@ __all__ = [
     "load_statistics",
     "save_statistics",
     "shipped_statistics",
+    "tissue_share",
 ]
 
 STAINS = Path(__file__).parents[1] / "stains"
@@ -353,12 +355,17 @@ def center_(planes: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         planes.sub_(mean)
         norm = torch.linalg.vector_norm(planes, dim=(2, 3), keepdim=True)
         return mean, norm.mul_((planes.shape[2] * planes.shape[3]) ** -0.5)
-    total = weight.sum(dim=(2, 3), keepdim=True).reciprocal_()
+    total = pixel_sums(weight.flatten(2))[..., None, None].reciprocal_()
     scratch = planes * weight
     mean = scratch.sum(dim=(2, 3), keepdim=True).mul_(total)
     planes.sub_(mean)
     torch.mul(planes, planes, out=scratch).mul_(weight)
     return mean, scratch.sum(dim=(2, 3), keepdim=True).mul_(total).sqrt_()
+
+
+def tissue_share(weight: Tensor) -> Tensor:
+    """Return the mean of each image's `tissue_weight`: float32 [B] of [B, 1, h, w]."""
+    return pixel_sums(weight.flatten(1)).div_(weight.shape[2] * weight.shape[3])
 
 
 # Keeps the statistics of an image without tissue finite: they are then those of all its pixels.
@@ -378,7 +385,7 @@ def image_statistics(images: Tensor, space: Space, tissue_only: bool) -> tuple[T
         units; and float32 [B], the share of tissue, 0..1.
     """
     weight = tissue_weight(images)
-    share = weight.mean(dim=(1, 2, 3))
+    share = tissue_share(weight)
     planes = to_planes_(images.clone(memory_format=torch.contiguous_format), space)
     mean, std = center_(planes, weight.add_(LEAST_WEIGHT) if tissue_only else None)
     means = [mean[:, i, 0, 0] * scale + offset for i, (scale, offset) in enumerate(zip(*UNITS[space], strict=True))]
