@@ -160,6 +160,9 @@ def test_the_components_of_the_command_line():
         ({"limit": 5, "components": 6}, "has only 5 tiles"),
         ({"limit": 1}, "at least 2 tiles"),
         ({"size": 4}, "--size 4"),
+        ({"size": 100_000}, "--size 100000: give a side from 8 to 2,048 px"),
+        ({"seed": -1}, "--seed -1: give a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, "--seed 4294967296"),
         ({"splits": ["train"]}, "no tile has a split"),
         ({"quarantine_limit": 2.0}, "quarantine_limit 2.0"),
     ],
@@ -197,6 +200,15 @@ def test_places_that_cannot_be_written(tissue, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EosinError, match="is a file"):
         fit(str(tissue), tmp_path / "file" / "a.json")
+
+
+def test_a_source_is_not_overwritten_by_mistake(tissue, tmp_path):
+    index = tmp_path / "index.csv"
+    index.write_text("file\n" + "\n".join(str(path) for path in sorted(tissue.glob("stroma/*.png"))) + "\n")
+    before = index.read_text()
+    with pytest.raises(EosinError, match=r"index\.csv: give a file name that ends in \.json, such as .*index\.json$"):
+        fit(f"csv:{index}", index)
+    assert index.read_text() == before
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -162,6 +162,10 @@ def test_a_blank_source_and_bad_outputs(tmp_path, save_image, tissue):
     for rows in (0, 41):
         with pytest.raises(EosinError, match=f"--rows {rows}"):
             preview(str(tissue), views(), tmp_path / "a.png", title="", rows=rows)
+    with pytest.raises(EosinError, match="--seed -1: give a whole number from 0"):
+        preview(str(tissue), views(), tmp_path / "a.png", title="", seed=-1)
+    with pytest.raises(EosinError, match=r"a\.jpg: give a file name that ends in \.png"):
+        preview(str(tissue), views(), tmp_path / "a.jpg", title="")
 
 
 def test_blank_tiles_are_not_shown(tmp_path, save_image):

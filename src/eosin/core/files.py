@@ -23,6 +23,7 @@ __all__ = [
     "atomic_directory",
     "atomic_file",
     "file_sha256",
+    "output_file",
     "read_json_lines",
     "short_hash",
     "storage_errors",
@@ -47,6 +48,27 @@ def writable_directory(path: Path) -> Path:
         raise EosinError(f"{path}: part of this path is a file; give a directory for the output") from None
     except OSError as error:
         raise _storage_error(path, error) from None
+    return path
+
+
+def output_file(path: Path, suffix: str, usual: str) -> Path:
+    """Make sure that a result can be written to a file of this name, and create its folder.
+
+    A name without the suffix is refused: what reads it later goes by that, and a source named by mistake stays whole.
+
+    Args:
+        path: The file.
+        suffix: How its name must end, with the point.
+        usual: A name to offer.
+
+    Raises:
+        EosinError: If it is a directory, ends otherwise, or its folder cannot be written.
+    """
+    if path.is_dir():
+        raise EosinError(f"{path}: is a directory; give a file such as {path / usual}")
+    if path.suffix != suffix:
+        raise EosinError(f"{path}: give a file name that ends in {suffix}, such as {path.with_suffix(suffix)}")
+    writable_directory(path.parent)
     return path
 
 

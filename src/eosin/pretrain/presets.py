@@ -26,6 +26,9 @@ EVERY_VIEW = "augment.every_view."
 PLACE = frozenset({"count", "size", "scale", "field_of_view", "ratio", "interpolation"})
 """Fields of a view that presets leave alone."""
 
+# Side in px of a view to look at; larger ones take memory and are shown no larger.
+_LARGEST = 1024
+
 
 class _Preset(Config):
     summary: str
@@ -83,10 +86,12 @@ def preset_views(method: str, preset: str, size: int | None = None) -> AugmentCo
         size: Side in px of the largest views, the others in proportion; the authors' if not given.
 
     Raises:
-        EosinError: If the method or the preset is not known.
+        EosinError: If the method or the preset is not known, or the size is out of range.
     """
     views = with_preset(published_views(method), preset)
     if size is not None:
+        if not 8 <= size <= _LARGEST:
+            raise EosinError(f"--size {size}: give a side from 8 to {_LARGEST} px")
         largest = max(fields.get("size", ViewConfig().size) for fields in views.values())
         for fields in views.values():
             fields["size"] = max(1, round(fields.get("size", ViewConfig().size) * size / largest))

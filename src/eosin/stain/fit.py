@@ -16,15 +16,18 @@ from eosin.augment.stain_statistics import StainStatistics, fit_statistics, save
 from eosin.core.console import console
 from eosin.core.draws import permuted, stream_seed
 from eosin.core.errors import EosinError
-from eosin.core.files import storage_errors, writable_directory
+from eosin.core.files import output_file, storage_errors
 from eosin.data import Quarantine, Tiles, open_tiles
 from eosin.stain.measure import MeasureConfig, measure, native_size, require_tissue
 from eosin.stain.partial import partial_path
 
-__all__ = ["Components", "Model", "fit", "parse_components", "subset"]
+__all__ = ["Components", "Model", "check_seed", "fit", "parse_components", "subset"]
 
 Model = Literal["independent", "gmm"]
 Components = int | Literal["auto"]
+
+# Side in px; a tile of it takes a few hundred megabytes while it is measured.
+_LARGEST = 2048
 
 
 def parse_components(text: str | None, model: Model) -> Components:
@@ -46,6 +49,16 @@ def parse_components(text: str | None, model: Model) -> Components:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise EosinError(f"--components {text}: give a whole number from 1, or auto")
     return int(text)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that a generator does not take.
+
+    Raises:
+        EosinError: If it is negative or has more than 32 bits.
+    """
+    if not 0 <= seed < 2**32:
+        raise EosinError(f"--seed {seed}: give a whole number from 0 to {2**32 - 1}")
 
 
 def subset(tiles: Tiles, limit: int | None, seed: int) -> Tiles:
@@ -105,11 +118,10 @@ def fit(
     Raises:
         EosinError: If the source, the settings or the output are not usable, or no tile shows tissue.
     """
-    if out.is_dir():
-        raise EosinError(f"{out}: is a directory; give a file such as {out / 'stain.json'}")
-    if size is not None and size < 8:
-        raise EosinError(f"--size {size}: give a side of at least 8 px")
-    writable_directory(out.parent)
+    if size is not None and not 8 <= size <= _LARGEST:
+        raise EosinError(f"--size {size}: give a side from 8 to {_LARGEST:,} px")
+    check_seed(seed)
+    output_file(out, ".json", "stain.json")
     tiles = subset(open_tiles(source, splits=splits), limit, seed)
     if components != "auto" and components > len(tiles):
         raise EosinError(f"--components {components}: {tiles.spec} has only {len(tiles):,} tiles; give fewer, or auto")

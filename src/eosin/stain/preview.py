@@ -15,10 +15,10 @@ from eosin.augment.spaces import Space
 from eosin.augment.stain_statistics import image_statistics, load_statistics
 from eosin.core.draws import Draws
 from eosin.core.errors import EosinError
-from eosin.core.files import atomic_file, writable_directory
+from eosin.core.files import atomic_file, output_file
 from eosin.data import Quarantine, Tiles, load_square, open_tiles
 from eosin.stain.density import density_of
-from eosin.stain.fit import subset
+from eosin.stain.fit import check_seed, subset
 from eosin.stain.measure import MeasureConfig, Measured, measure, native_size, require_tissue
 from eosin.stain.plot import Cloud, plot_distribution
 from eosin.stain.sheet import Column, draw_sheet, sample_views, stacked
@@ -86,11 +86,10 @@ def preview(
     Raises:
         EosinError: If the source or the output is not usable, or no tile shows tissue.
     """
-    if out.is_dir():
-        raise EosinError(f"{out}: is a directory; give a file such as {out / 'sheet.png'}")
     if not 1 <= rows <= _MOST_ROWS:
         raise EosinError(f"--rows {rows}: give a number from 1 to {_MOST_ROWS}")
-    writable_directory(out.parent)
+    check_seed(seed)
+    output_file(out, ".png", "sheet.png")
     every = open_tiles(source)
     tiles = subset(every, max(_POINTS, rows), seed)
     stain = stain_of(augment)
