@@ -36,6 +36,15 @@ EVERYTHING = ViewConfig(
     solarize=SolarizeConfig(probability=0.3),
     interpolation="bicubic",
 )
+STAINED = EVERYTHING.model_copy(
+    update={
+        "count": 1,
+        "rotate90": 0.5,
+        "macenko": MacenkoConfig(probability=0.5),
+        "hed": HEDJitterConfig(probability=0.5),
+        "randstainna": RandStainNAConfig(probability=0.5),
+    }
+)
 STILL = ViewConfig(
     size=32,
     scale=(1.0, 1.0),
@@ -87,7 +96,7 @@ def test_views_equal_torchvision_image_by_image():
 def test_a_view_depends_on_its_own_image_seed_step_and_position_only(n, seed, step, data):
     images = tiles(n, side=24, seed=n)
     positions = np.arange(n) * 3 + 1
-    views = Views(AugmentConfig(views={"a": EVERYTHING, "b": ViewConfig(size=17, count=1)}))
+    views = Views(AugmentConfig(views={"a": EVERYTHING, "b": STAINED.model_copy(update={"size": 17})}))
     whole = views(images, Draws(seed, step, positions))
     rows = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=n, unique=True))
     part = views(images[rows], Draws(seed, step, positions[rows]))
@@ -161,6 +170,74 @@ def test_views_are_finite_and_in_range_for_any_tile(height, width, kind, size, s
         assert view.max() <= 1 + 1e-5
         if kind in ("black", "white", "single"):
             assert (view.amax(dim=(2, 3)) - view.amin(dim=(2, 3))).max() < 1e-4
+
+
+@settings(max_examples=30)
+@given(
+    side=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    kind=st.sampled_from(["black", "white", "single", "noise", "tissue"]),
+    size=st.integers(1, 40),
+    statistics=st.sampled_from(["synthetic-lab", "synthetic-hsv", "synthetic-hed"]),
+    strengths=st.tuples(st.floats(0, 1), st.floats(0, 10), st.floats(0, 3), st.floats(0, 1)),
+    switches=st.tuples(*[st.booleans()] * 4),
+    seed=st.integers(0, 999),
+)
+def test_stained_views_are_colors_for_any_tile_and_parameters(side, kind, size, statistics, strengths, switches, seed):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (4, 3, *side), dtype=torch.uint8, generator=generator)
+    if kind == "single":
+        images = images[:, :, :1, :1].expand(images.shape)
+    elif kind == "tissue":
+        images = (images // 4 + torch.tensor([150, 80, 130]).view(3, 1, 1)).byte()
+    elif kind != "noise":
+        images = torch.full_like(images, 255 if kind == "white" else 0)
+    alpha, beta, spread, strength = strengths
+    rand = RandStainNAConfig(
+        probability=0.7,
+        statistics=statistics,
+        model="gmm" if switches[0] else "independent",
+        spread=spread,
+        strength=strength,
+        keep_background=switches[1],
+    )
+    macenko = MacenkoConfig(probability=0.7, alpha=alpha, beta=beta, normalize=switches[2], residual=switches[3])
+    chain = STAINED.model_copy(
+        update={
+            "size": size,
+            "macenko": macenko,
+            "hed": HEDJitterConfig(probability=0.7, alpha=alpha, beta=beta),
+            "randstainna": rand,
+        }
+    )
+    views = Views(AugmentConfig(mean=(0, 0, 0), std=(1, 1, 1), views={"g": chain}))
+    parameters = views.parameters(images, Draws(seed, 0, range(4)))
+    (view,) = views.apply(images, parameters)
+    assert view.shape == (4, 3, size, size)
+    assert view.dtype == torch.float32
+    assert torch.isfinite(view).all()
+    assert view.min() >= -1e-5
+    assert view.max() <= 1 + 1e-5
+    assert torch.equal(views.apply(images, parameters)[0], view)
+
+
+@settings(max_examples=15)
+@given(size=st.integers(1, 40), seed=st.integers(0, 999), model=st.sampled_from(["gmm", "independent"]))
+def test_operations_without_strength_change_no_bit(size, seed, model):
+    off = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+    still = STILL.model_copy(update={"size": size})
+    nothing = still.model_copy(
+        update={
+            "macenko": MacenkoConfig(probability=1, alpha=0, beta=0),
+            "hed": HEDJitterConfig(probability=1, alpha=0, beta=0),
+            "randstainna": RandStainNAConfig(probability=1, model=model, strength=0),
+            "jitter": JitterConfig(probability=1, **off),
+            "solarize": SolarizeConfig(probability=0),
+        }
+    )
+    images = tiles(3, side=30, seed=seed)
+    draws = Draws(seed, 0, range(3))
+    (plain, _), (changed, _) = (Views(AugmentConfig(views={"g": kind}))(images, draws) for kind in (still, nothing))
+    assert torch.equal(changed, plain)
 
 
 def test_order_and_sizes_follow_the_configuration():
@@ -273,6 +350,20 @@ def test_views_go_to_workers_after_a_device_has_compiled_them(monkeypatch):
     for one, other in zip(there.apply(images, parameters), views.apply(images, parameters), strict=True):
         assert torch.equal(one, other)
     assert view.fused is not None
+
+
+@pytest.mark.parametrize("space", ["lab", "hsv", "hed"])
+def test_no_operation_waits_for_the_device(space):
+    """A device of shapes without values: whatever would read one of them fails."""
+    stain = RandStainNAConfig(probability=0.5, statistics=f"synthetic-{space}")
+    views = Views(AugmentConfig(compile=False, views={"g": STAINED.model_copy(update={"randstainna": stain})}))
+    images = torch.empty(12, 3, 48, 48, dtype=torch.uint8, device="meta")
+    draws = Draws(0, 0, range(12))
+    assert [view.shape for view in views(images, draws)] == [(12, 3, 40, 40)]
+    ((_, view),) = views._views
+    colors = torch.empty(12, 3, 40, 40, device="meta")
+    for operation in view.photometric.values():
+        assert operation.apply(colors.clone(), operation.sample(draws, colors)).shape == colors.shape
 
 
 def test_colors_at_once_are_the_colors_chunk_by_chunk():
