@@ -79,11 +79,16 @@ def compare(
 
 
 def published_restain(image: Array, target: npt.NDArray[np.float64]) -> Array:
-    """Reinhard's transfer of whole-image LAB statistics, in the 8-bit LAB of OpenCV."""
-    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32)
-    mean, deviation = lab.mean(axis=(0, 1)), lab.std(axis=(0, 1))
-    lab = (lab - mean) * (target[3:] / np.maximum(deviation, 1e-4)) + target[:3]
-    return np.asarray(cv2.cvtColor(np.clip(lab, 0, 255).astype(np.uint8), cv2.COLOR_LAB2RGB))
+    """Reinhard's transfer of whole-image LAB statistics, in the 8-bit LAB of OpenCV, step by step as published.
+
+    Statistics of one channel after the other, the affine change in float64, cut down to 8 bits.
+    """
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
+    channels = [lab[:, :, place] for place in range(3)]
+    mean = np.array([np.mean(channel) for channel in channels])
+    deviation = np.clip(np.array([np.std(channel) for channel in channels]), 1e-4, 255)
+    changed = (lab - mean) * (target[3:] / deviation) + target[:3]
+    return np.asarray(cv2.cvtColor(np.clip(changed, 0, 255).astype(np.uint8), cv2.COLOR_LAB2RGB))
 
 
 def randstainna(images: Tensor, arrays: list[Array], repeats: int) -> None:
