@@ -47,6 +47,15 @@ def tissue(tmp_path_factory):
     return folder
 
 
+def told(capsys, *words):
+    """Run a command that must be refused after it has begun, and return what it said."""
+    code = main([str(word) for word in words])
+    message = capsys.readouterr().err
+    assert code == 2, message
+    assert "Traceback" not in message
+    return message
+
+
 def refused(capsys, *words):
     """Run a command that must be refused, and return its one line."""
     code = main([str(word) for word in words])
@@ -206,13 +215,37 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_fills_up(capsys, small_disk, tissue):
     words = ["pretrain", "mocov2-small", "--data", tissue / "index.csv", "--out", small_disk / "run", *FAST]
-    code = main([str(word) for word in words])
-    message = capsys.readouterr().err
-    assert code == 2
-    assert "no space left" in message.splitlines()[-1]
-    assert "Traceback" not in message
+    assert "no space left" in told(capsys, *words).splitlines()[-1]
     assert not list(small_disk.rglob("*.part"))
     assert not (small_disk / "run" / "encoder.safetensors").exists()
+
+
+def test_a_disk_that_is_full(capsys, small_disk, tissue):
+    """So full that not even the number of the process that holds a directory can be written."""
+    index = tissue / "index.csv"
+    for words in (
+        ["stain", "fit", tissue, "--out", small_disk / "s.json", "--workers", "0"],
+        [
+            "stain",
+            "preview",
+            tissue,
+            "--out",
+            small_disk / "s.png",
+            "--preset",
+            "none",
+            "--size",
+            "8",
+            "--workers",
+            "0",
+        ],
+        ["stain", "probe", "--encoders", "color:stats", "--task", f"csv:{index}", "--out", small_disk / "probe"],
+        ["pretrain", "mocov2-small", "--data", index, "--out", small_disk / "run", *FAST],
+    ):
+        with pytest.raises(OSError), open(small_disk / "filler", "ab", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        assert "no space left" in told(capsys, *words).splitlines()[-1]
+        assert not list(small_disk.rglob("*.part"))
 
 
 @pytest.mark.parametrize(

@@ -286,9 +286,14 @@ class DirectoryLock:
             owner = file.read().strip() or "another process"
             file.close()
             raise EosinError(f"{self.path.parent}: in use by {owner}; wait for it or choose another --out") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
+        try:
+            with storage_errors(self.path):
+                file.truncate(0)
+                # Without a buffer: one that a full disk refused would be written once more when the file is closed.
+                os.write(file.fileno(), f"process {os.getpid()}".encode())
+        except BaseException:
+            file.close()
+            raise
         self._file = file
         _held.add(file)
         return self
