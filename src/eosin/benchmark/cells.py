@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,15 +14,15 @@ import pyarrow.parquet as pq
 
 from eosin.benchmark.config import run_directory
 from eosin.benchmark.record import Record, identity
-from eosin.core.console import warn
 from eosin.core.draws import stream_seed
 from eosin.core.files import atomic_file, short_hash
 from eosin.encoders import Encoder
 from eosin.evaluate import PROTOCOLS, Evaluation, ProbeData, evaluate
+from eosin.evaluate.cells import save_cell
 from eosin.tasks import Task
 from eosin.training.run import utc_now
 
-__all__ = ["CELLS", "OpenTask", "Subject", "cell_key", "load_cells", "open_subject", "run_cell", "subset"]
+__all__ = ["CELLS", "OpenTask", "Subject", "cell_key", "open_subject", "run_cell", "subset"]
 
 CELLS = "cells"
 
@@ -164,8 +163,7 @@ def run_cell(
         "command": about["command"],
         "created": utc_now(),
     }
-    with atomic_file(out / CELLS / f"{key}.json", "w") as file:
-        json.dump(record, file, ensure_ascii=False, indent=1)
+    save_cell(out, CELLS, record)
     return cast(Record, record)
 
 
@@ -202,23 +200,6 @@ def _about_task(opened: OpenTask, result: Evaluation) -> dict[str, Any]:
         "higher_is_better": task.higher_is_better,
         "synthetic": opened.synthetic,
     }
-
-
-def load_cells(out: Path) -> dict[str, Record]:
-    """Read the cells that are done: key to record. A damaged cell, or one whose predictions are gone, is not done."""
-    cells: dict[str, Record] = {}
-    for path in sorted((out / CELLS).glob("*.json")):
-        try:
-            record = cast(Record, json.loads(path.read_text(encoding="utf-8")))
-            identity(record)
-            whole = (out / record["predictions"]).is_file() and record["key"] == path.stem and record["created"]
-        except (OSError, ValueError, KeyError, TypeError):
-            whole = False
-        if whole:
-            cells[path.stem] = record
-        else:
-            warn(f"{path}: damaged or without its predictions; computing this cell again")
-    return cells
 
 
 def newest(records: Sequence[Record]) -> list[Record]:

@@ -13,7 +13,6 @@ from eosin.benchmark.cells import (
     OpenTask,
     Subject,
     cell_key,
-    load_cells,
     newest,
     open_subject,
     run_cell,
@@ -41,6 +40,7 @@ from eosin.data import Quarantine, default_workers
 from eosin.encoders import load_encoder
 from eosin.encoders.named import NamedEncoder, named_encoders
 from eosin.evaluate import PROTOCOLS, ProbeData, embed, probe_data
+from eosin.evaluate.cells import load_cells
 from eosin.tasks import is_synthetic, open_task, task_content
 from eosin.training.run import environment, utc_now
 
@@ -91,7 +91,7 @@ class _Run:
         described = environment(command)
         self.command = command
         self.about = {"command": command, "libraries": {"python": described["python"], **described["libraries"]}}
-        self.done = load_cells(self.out)
+        self.done: dict[str, Record] = load_cells(self.out, CELLS, identity)
         self.records: dict[Identity, Record] = {identity(record): record for record in newest(list(self.done.values()))}
         self.planned: list[Identity] = []
         self.failures: list[Failure] = []

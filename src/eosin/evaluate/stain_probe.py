@@ -7,7 +7,6 @@ altered stains follows Tellez et al. (Medical Image Analysis 2019). The protocol
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from eosin.core.files import DirectoryLock, atomic_file, short_hash, writable_di
 from eosin.data import Quarantine, default_workers
 from eosin.encoders import Encoder, load_encoder
 from eosin.encoders.named import NamedEncoder, named_encoders
+from eosin.evaluate.cells import load_cells, save_cell
 from eosin.evaluate.embed import embed
 from eosin.evaluate.evaluation import ProbeData, probe_data
 from eosin.evaluate.movement import Movement, measure_movement
@@ -141,7 +141,7 @@ class _Run:
         described = environment(command)
         libraries = {"python": described["python"], **described["libraries"]}
         self.about = {"libraries": libraries, "command": command}
-        self.done = _load_cells(self.out)
+        self.done = load_cells(self.out, CELLS, _identity)
         self.asked: list[Record] = []
         self.tasks: dict[int, _Opened] = {}
 
@@ -260,8 +260,7 @@ class _Run:
         table = table.append_column("recognized", pa.array(movement.recognized))
         with atomic_file(self.out / record["predictions"]) as file:
             pq.write_table(table, file)
-        with atomic_file(self.out / CELLS / f"{record['key']}.json", "w") as file:
-            json.dump(record, file, ensure_ascii=False, indent=1)
+        save_cell(self.out, CELLS, record)
         told = " | ".join([record["encoder"], record["task"], record["shift"], f"seed {record['seed']}"])
         value = record["metrics"]["balanced_accuracy"]["value"]
         console.print(f"{told}: {'undefined' if value is None else f'{value:.3f}'}", markup=False)
@@ -326,20 +325,3 @@ def _about(subject: _Subject, opened: _Opened, data: ProbeData, shift: Shift) ->
 
 def _identity(record: Record) -> tuple[Any, ...]:
     return tuple(record[name] for name in ("encoder", "task", "protocol", "shift", "seed"))
-
-
-def _load_cells(out: Path) -> dict[str, Record]:
-    """Read the cells that are done; a damaged one, or one whose predictions are gone, is not done."""
-    cells: dict[str, Record] = {}
-    for path in sorted((out / CELLS).glob("*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            _identity(record)
-            whole = (out / record["predictions"]).is_file() and record["key"] == path.stem and record["created"]
-        except (OSError, ValueError, KeyError, TypeError):
-            whole = False
-        if whole:
-            cells[path.stem] = record
-        else:
-            warn(f"{path}: damaged or without its predictions; computing this cell again")
-    return cells
