@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
+from eosin.augment.image_statistics import image_statistics
 from eosin.augment.randstainna import (
     LEAST_TISSUE,
     MOST_GAIN,
@@ -22,7 +23,6 @@ from eosin.augment.stain_statistics import (
     Independent,
     Mixture,
     StainStatistics,
-    image_statistics,
     load_statistics,
     save_statistics,
 )
@@ -368,7 +368,15 @@ def test_statistics_without_a_mixture_are_refused_for_one():
 
 
 @pytest.mark.parametrize(
-    "values", [{"probability": 1.1}, {"spread": -0.1}, {"strength": 2}, {"model": "mixture"}, {"stats": "crc-lab"}]
+    "values",
+    [
+        {"probability": 1.1},
+        {"spread": -0.1},
+        {"spread": 11},
+        {"strength": 2},
+        {"model": "mixture"},
+        {"stats": "crc-lab"},
+    ],
 )
 def test_settings_out_of_range_are_refused(values):
     with pytest.raises(EosinError, match=f"field '{next(iter(values))}'"):

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eosin.augment.image_statistics import image_statistics
 from eosin.augment.spaces import CHANNELS, tissue_weight, to_space
 from eosin.augment.stain_statistics import (
     StainStatistics,
     fit_statistics,
-    image_statistics,
     load_statistics,
     save_statistics,
     shipped_statistics,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import eosin.stain.measure as module
-from eosin.augment.stain_statistics import image_statistics
+from eosin.augment.image_statistics import image_statistics
 from eosin.core.errors import EosinError
 from eosin.data import Quarantine, open_tiles
 from eosin.stain.measure import MeasureConfig, measure, native_size, require_tissue

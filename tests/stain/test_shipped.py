@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
-from eosin.augment.stain_statistics import image_statistics, load_statistics
+from eosin.augment.image_statistics import image_statistics
+from eosin.augment.stain_statistics import load_statistics
 from eosin.stain import fit_synthetic
 from eosin.synthetic import TISSUES, render_tile
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from eosin.augment.color import LUMA, ORDERS, ColorJitter, Grayscale
 from eosin.augment.hed import DARKEST, HED_FROM_RGB, RGB_FROM_HED, HEDJitter
+from eosin.augment.image_statistics import LEAST_WEIGHT
 from eosin.augment.operations import Operation, Parameters
 from eosin.augment.randstainna import LEAST_TISSUE, MOST_GAIN, RandStainNA
 from eosin.augment.spaces import Space
-from eosin.augment.stain_statistics import LEAST_WEIGHT
 from eosin.core.console import warn
 from eosin.core.transfer import upload
 

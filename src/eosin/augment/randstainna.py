@@ -16,9 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from eosin.augment.image_statistics import LEAST_WEIGHT, center_, tissue_share
 from eosin.augment.operations import Parameters, Probability, on_rows
 from eosin.augment.spaces import UNITS, Space, from_planes_, tissue_weight, to_planes_
-from eosin.augment.stain_statistics import LEAST_WEIGHT, SIZE, StainStatistics, center_, load_statistics, tissue_share
+from eosin.augment.stain_statistics import SIZE, StainStatistics, load_statistics
 from eosin.core.config import Config
 from eosin.core.draws import Draws
 from eosin.core.errors import EosinError
@@ -52,7 +53,7 @@ class RandStainNAConfig(Config):
     """A name that comes with eosin, a .json of `eosin stain fit`, or a .yaml of RandStainNA."""
     model: Literal["independent", "gmm"] = "gmm"
     """"independent" draws each of the six statistics on its own, "gmm" all of them from the mixture."""
-    spread: Annotated[float, Field(ge=0.0)] = 1.0
+    spread: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
     """Factor of the drawn deviations from the mean (of its component, in a mixture): RandStainNA's 1 + std_hyper."""
     distribution: Literal["file", "normal", "laplace"] = "file"
     """Law of independent draws; "file" takes the one that fitted each of them best."""

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
+from eosin.augment.image_statistics import image_statistics
 from eosin.augment.spaces import Space
-from eosin.augment.stain_statistics import image_statistics
 from eosin.core.config import Config
 from eosin.core.console import progress_bar
 from eosin.core.errors import EosinError

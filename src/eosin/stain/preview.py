@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from eosin.augment import AugmentConfig
+from eosin.augment.image_statistics import image_statistics
 from eosin.augment.randstainna import RandStainNA, RandStainNAConfig
 from eosin.augment.spaces import Space
-from eosin.augment.stain_statistics import image_statistics, load_statistics
+from eosin.augment.stain_statistics import load_statistics
 from eosin.core.draws import Draws
 from eosin.core.errors import EosinError
 from eosin.core.files import atomic_file, output_file
