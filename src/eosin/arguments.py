@@ -13,6 +13,8 @@ import io
 import itertools
 import operator
 import re
+import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +26,7 @@ from rich.table import Table
 from eosin import __version__
 from eosin.core.errors import EosinError, nearest
 
-__all__ = ["listed", "output", "print_help", "print_verb_help", "read"]
+__all__ = ["command_line", "listed", "output", "print_help", "print_verb_help", "read", "say"]
 
 Verb = Callable[..., int]
 
@@ -66,6 +68,16 @@ def read(name: str, verb: Verb, words: Sequence[str]) -> Callable[[], int]:
         )
         problem = problem or "the arguments cannot be read"
         raise EosinError(f"eosin {name}: {problem}; see `eosin {name} --help`") from None
+
+
+def command_line() -> str:
+    """Return the command as it can be pasted into a shell."""
+    return shlex.join(["eosin", *sys.argv[1:]])
+
+
+def say(line: str) -> None:
+    """Print a closing line as it is: cut at the terminal's width, a path could not be copied."""
+    output.print(line, markup=False, soft_wrap=True)
 
 
 def listed(text: str) -> list[str]:

@@ -20,9 +20,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from eosin import __version__
-from eosin.arguments import listed, output, print_help, print_verb_help, read
+from eosin.arguments import command_line, listed, output, print_help, print_verb_help, read, say
 from eosin.core.console import console
 from eosin.core.errors import EosinError, nearest
+from eosin.stain_verbs import stain_fit, stain_preview, stain_probe
 
 __all__ = ["main"]
 
@@ -43,11 +44,11 @@ def demo(*, out: Path = Path("demo"), minutes: float | None = None) -> int:
     from eosin.pretrain import Interrupted
 
     try:
-        outcome = run_demo(out, minutes, _command())
+        outcome = run_demo(out, minutes, command_line())
     except Interrupted as stop:
         return _stopped(stop.signal, str(stop))
     print_table(outcome.records, output, out)
-    _say(f"Report: {outcome.report} (open it in a browser). Synthetic tissue: no claim about real pathology.")
+    say(f"Report: {outcome.report} (open it in a browser). Synthetic tissue: no claim about real pathology.")
     if not outcome.won:
         console.print("[red]Pre-training did not beat both baselines on the kNN probe.[/red] Try a larger --minutes.")
         return 1
@@ -85,7 +86,7 @@ def data_pack(
         quarantine_limit=quarantine_limit,
         workers=default_workers(),
     )
-    _say(str(summary))
+    say(str(summary))
     return 0
 
 
@@ -125,7 +126,7 @@ def pretrain(
     if out is None:
         raise EosinError("--out is missing: name the run directory with --out RUN")
     try:
-        run(config, out, command=_command())
+        run(config, out, command=command_line())
     except Interrupted as stop:
         if os.environ.get("RANK", "0") == "0":
             return _stopped(stop.signal, str(stop))
@@ -151,7 +152,7 @@ def export(
     """
     from eosin.pretrain.export import export as run
 
-    _say(run(source, out, format, checkpoint))
+    say(run(source, out, format, checkpoint))
     return 0
 
 
@@ -168,7 +169,7 @@ def embed(*, encoder: str, data: str, out: Path, batch_size: int = 64, workers: 
     from eosin.evaluate import embed_to_parquet
 
     summary = embed_to_parquet(encoder, data, out, batch_size=batch_size, workers=workers)
-    _say(summary)
+    say(summary)
     return 0
 
 
@@ -226,145 +227,9 @@ def benchmark(
         },
         "benchmark",
     )
-    records = run_benchmark(config, command=_command())
+    records = run_benchmark(config, command=command_line())
     print_table(records, output, out)
-    _say(f"{out / 'results.jsonl'}; page: eosin report {shlex.quote(str(out))}")
-    return 0
-
-
-def stain_fit(
-    source: Annotated[str, Positional],
-    /,
-    *,
-    out: Path,
-    space: Literal["lab", "hsv", "hed"] = "lab",
-    model: Literal["independent", "gmm"] = "gmm",
-    components: str | None = None,
-    limit: int | None = None,
-    splits: tuple[str, ...] | None = None,
-    whole_tile: bool = False,
-    size: int | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-    quarantine_limit: float = 0.01,
-) -> int:
-    """Fit the distribution of a source's stain, for RandStainNA; the same command again goes on after a stop.
-
-    Args:
-        source: Tiles: folder:DIR, csv:FILE, store:DIR or a path.
-        out: The JSON file to write.
-        space: Color space.
-        model: One distribution a channel, or a Gaussian mixture of all of them besides.
-        components: Gaussians of the mixture: a number, or auto for the one with the least BIC (the default).
-        limit: Measure only so many tiles, drawn at random.
-        splits: Take only tiles of these splits.
-        whole_tile: Measure bare glass too, as the published files do.
-        size: Side in pixels to which tiles are brought; their own, at most 256, if not given.
-        seed: Seed of the subset and of the mixture's start.
-        workers: Processes that decode and measure; chosen by the number of cores if not given.
-        quarantine_limit: Share of unreadable tiles above which nothing is written.
-    """
-    from eosin.data import default_workers
-    from eosin.stain import fit, parse_components, tables
-
-    statistics, unreadable = fit(
-        source,
-        out,
-        space=space,
-        model=model,
-        components=parse_components(components, model),
-        limit=limit,
-        splits=splits,
-        tissue_only=not whole_tile,
-        size=size,
-        seed=seed,
-        workers=default_workers() if workers is None else workers,
-        quarantine_limit=quarantine_limit,
-    )
-    for table in tables(statistics):
-        output.print(table)
-    _say(f"{statistics.tiles:,} tiles, {statistics.skipped:,} left out → {out}; {unreadable.summary()}")
-    return 0
-
-
-def stain_preview(
-    source: Annotated[str, Positional],
-    /,
-    *,
-    preset: str,
-    out: Path,
-    method: Literal["mocov2", "swav", "barlowtwins", "dino"] = "mocov2",
-    statistics: str | None = None,
-    rows: int = 6,
-    size: int | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-) -> int:
-    """Draw a sheet of tiles and their views under a preset, with a plot of the stain: a PNG to look at.
-
-    Args:
-        source: Tiles: folder:DIR, csv:FILE, store:DIR or a path.
-        preset: natural, pathology, midnight or none.
-        out: The PNG file.
-        method: Whose views.
-        statistics: Draw stains from this file, or shipped name, instead of the preset's.
-        rows: Tiles to show.
-        size: Side of the views in pixels; the method's own if not given.
-        seed: Seed of the choice of tiles and of the draws.
-        workers: Processes that decode and measure; chosen by the number of cores if not given.
-    """
-    from eosin.data import default_workers
-    from eosin.pretrain.presets import preset_views
-    from eosin.stain import preview, with_statistics
-
-    augment = preset_views(method, preset, size)
-    if statistics is not None:
-        augment = with_statistics(augment, statistics, f"preset {preset}")
-    workers = default_workers() if workers is None else workers
-    _say(preview(source, augment, out, title=f"{method}, {preset}", rows=rows, seed=seed, workers=workers))
-    return 0
-
-
-def stain_probe(
-    *,
-    encoders: str,
-    task: str,
-    out: Path,
-    shifts: str = "hed-light,hed-strong,template:crc-lab,template:monuseg-lab",
-    protocol: str = "logistic",
-    seeds: str = "0",
-    label_column: str = "label",
-) -> int:
-    """Measure what encoders lose, and how far embeddings move, on test tiles stained differently.
-
-    Args:
-        encoders: Encoders, separated by commas, each SPEC or NAME=SPEC; {seed} in a spec stands for each seed.
-        task: folder:DIR, csv:FILE, store:DIR or synthetic, with options after a `?`.
-        out: Output directory; what is done there already is not done again.
-        shifts: Stain shifts, separated by commas: hed-light, hed-strong, hematoxylin+, hematoxylin-, eosin+, eosin-, or
-            template:STATISTICS with a shipped name or a file.
-        protocol: The probe, fitted and chosen on tiles as they are.
-        seeds: Seeds, separated by commas.
-        label_column: Column of the label in a manifest.
-    """
-    from eosin.evaluate.stain_probe import RECORDS, StainProbeConfig, run_stain_probe
-    from eosin.evaluate.stain_summary import print_summary
-
-    config = StainProbeConfig.parse(
-        {
-            "encoders": listed(encoders),
-            "task": task,
-            "shifts": listed(shifts),
-            "protocol": protocol,
-            "seeds": listed(seeds),
-            "label_column": label_column,
-            "out": out,
-        },
-        "stain probe",
-    )
-    _, summary = run_stain_probe(config, command=_command())
-    print_summary(summary, output)
-    _say(str(out / RECORDS))
+    say(f"{out / 'results.jsonl'}; page: eosin report {shlex.quote(str(out))}")
     return 0
 
 
@@ -376,7 +241,7 @@ def report(out: Annotated[Path, Positional], /) -> int:
     """
     from eosin.report import write_report
 
-    _say(str(write_report(out)))
+    say(str(write_report(out)))
     return 0
 
 
@@ -469,17 +334,8 @@ def _run(words: list[str]) -> int:
 
 def _stopped(number: int, told: str) -> int:
     """Say how a pre-training that was stopped goes on, and return the exit code."""
-    console.print(f"{told}; a checkpoint is saved. Go on with the same command:\n  {escape(_command())}")
+    console.print(f"{told}; a checkpoint is saved. Go on with the same command:\n  {escape(command_line())}")
     return 130 if number == signal.SIGINT else 0
-
-
-def _command() -> str:
-    return shlex.join(["eosin", *sys.argv[1:]])
-
-
-def _say(line: str) -> None:
-    """Print a closing line as it is: cut at the terminal's width, a path could not be copied."""
-    output.print(line, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
