@@ -1,5 +1,6 @@
 """Statistics of a stain: measured as NumPy measures them, fitted as they were drawn, read with plain errors."""
 
+import itertools
 import json
 
 import numpy as np
@@ -211,6 +212,13 @@ SKEWED = (np.eye(6) + np.triu(np.full((6, 6), 0.1), 1)).tolist()
         ("mixture.covariances", [NOT_DEFINITE, NOT_DEFINITE], "covariance 0 is not symmetric and positive definite"),
         ("mixture.covariances", [np.eye(6).tolist(), SKEWED], "covariance 1 is not symmetric"),
         ("tiles", -1, "field 'tiles'"),
+        ("space", "hed", "no color has an average H of 1"),
+        (
+            "independent.mean",
+            [0.03, 0.02, 0.01, 0.02, 0.02, 0.01],
+            "average A of 0.02 in LAB (41.8 to 226.3); the numbers",
+        ),
+        ("mixture.means", [[150.0] * 6, [300.0] * 6], "average L of 300 in LAB"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path, plain, field, value, message):
@@ -224,7 +232,56 @@ def test_a_wrong_field_is_named(tmp_path, plain, field, value, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"space": "lab"', "\x00\xff"])
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [("synthetic-lab", "hed"), ("synthetic-hsv", "hed"), ("synthetic-hed", "lab"), ("crc-lab", "hed")],
+)
+def test_statistics_of_another_space_are_refused(tmp_path, name, space):
+    path = tmp_path / "stain.json"
+    path.write_text(json.dumps(load_statistics(name).plain() | {"space": space}))
+    with pytest.raises(EosinError, match=r"stain.json: .*the numbers are of another color space$"):
+        load_statistics(str(path))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("independent.mean", [1e300, 150, 120, 10, 10, 10], r"average L of 1e\+300"),
+        ("independent.mean", [150, 150, 120, 10, 1e300, 10], r"deviation of 1e\+300 is wider than channel A of LAB"),
+        ("independent.std", [1, 1, 1, 1, 1, 1e300], r"deviation of 1e\+300 is wider than channel B"),
+        ("mixture.means", [[150, 150, 120, 1e300, 10, 10]] * 2, r"deviation of 1e\+300 is wider than channel L"),
+        ("mixture.covariances", [(1e300 * np.eye(6)).tolist()] * 2, r"deviation of 1e\+150 is wider than channel L"),
+    ],
+)
+def test_numbers_that_would_overflow_are_refused(tmp_path, plain, field, value, message):
+    change(plain, field, value)
+    path = tmp_path / "stain.json"
+    path.write_text(json.dumps(plain))
+    with pytest.raises(EosinError, match=message):
+        load_statistics(str(path))
+
+
+@pytest.mark.parametrize("space", ["lab", "hsv", "hed"])
+def test_whatever_an_image_has_is_possible(space):
+    corners = torch.tensor(list(itertools.product([0.0, 1.0], repeat=3))).view(8, 3, 1, 1)
+    images = torch.cat([corners, 0.5 * corners]).expand(16, 3, 4, 4)
+    values, _ = image_statistics(images, space, False)
+    statistics = fit_statistics(values.double().numpy(), space=space, tissue_only=False)
+    assert statistics.tiles == 16
+    for row in values.double().numpy():
+        assert fit_statistics(np.stack([row, row]), space=space, tissue_only=False).tiles == 2
+
+
+def test_a_file_that_an_editor_marked_is_read(tmp_path):
+    path = tmp_path / "stain.json"
+    path.write_text(json.dumps(load_statistics("crc-lab").plain()), encoding="utf-8-sig")
+    assert load_statistics(str(path)) == load_statistics("crc-lab")
+
+
+FOREIGN = '{"name": "a tool", "version": 1}'
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", FOREIGN, '{"space": "lab"', "\x00\xff"])
 def test_a_damaged_file_is_refused(tmp_path, content):
     path = tmp_path / "stain.json"
     path.write_text(content)

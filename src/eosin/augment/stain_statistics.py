@@ -38,6 +38,12 @@ Array = npt.NDArray[np.float64]
 
 # Numbers that describe a tile: three averages, three standard deviations.
 SIZE = 6
+# The values of each channel over all colors of sRGB, which no average leaves.
+_COLORS: dict[Space, tuple[tuple[float, float], ...]] = {
+    "lab": ((0.0, 255.0), (41.8, 226.3), (20.1, 222.5)),
+    "hsv": ((0.0, 180.0), (0.0, 255.0), (0.0, 255.0)),
+    "hed": ((-0.67, 1.88), (-1.49, 1.14), (-0.7, 1.58)),
+}
 # A mixture's cost grows with the tiles, its precision hardly: a random part of so many is enough.
 MIXTURE_TILES = 50_000
 MOST_COMPONENTS = 8
@@ -125,6 +131,36 @@ class StainStatistics(Config):
     settings: dict[str, Any] = Field(default_factory=dict)
     """How it was measured and fitted."""
 
+    @model_validator(mode="after")
+    def _of_this_space(self) -> Self:
+        for row in (self.independent.mean, *(self.mixture.means if self.mixture else ())):
+            for name, value, (low, high) in zip(CHANNELS[self.space], row[:3], _COLORS[self.space], strict=True):
+                # Averages of float32 pixels leave the ends by a rounding.
+                if not low - 0.01 * (high - low) <= value <= high + 0.01 * (high - low):
+                    raise ValueError(
+                        f"no color has an average {name} of {value:g} in {self.space.upper()} ({low:g} to {high:g}); "
+                        "the numbers are of another color space"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _finite_draws(self) -> Self:
+        """Refuse deviations wider than a channel: they are of another space, or what is drawn from them overflows."""
+        wide = np.array([high - low for low, high in _COLORS[self.space]] * 2)
+        deviations = [self.independent.mean[3:], self.independent.std]
+        if self.mixture is not None:
+            deviations += [mean[3:] for mean in self.mixture.means]
+            deviations += np.sqrt([np.diagonal(matrix) for matrix in self.mixture.covariances]).tolist()
+        for row in deviations:
+            for place, value in enumerate(row):
+                if abs(value) > wide[place]:
+                    name, space = CHANNELS[self.space][place % 3], self.space.upper()
+                    raise ValueError(
+                        f"a deviation of {value:g} is wider than channel {name} of {space} ({wide[place]:g}); the "
+                        "numbers are of another color space"
+                    )
+        return self
+
 
 def shipped_statistics() -> list[str]:
     """Return the names of the statistics that come with eosin."""
@@ -155,11 +191,10 @@ def load_statistics(name_or_path: str) -> StainStatistics:
     if path.suffix != ".json":
         return _from_randstainna(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text)
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         raise EosinError(f"{path}: empty, cut short or not JSON; write it again with `eosin stain fit`") from None
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not {"space", "independent"} & values.keys():
         raise EosinError(f"{path}: not stain statistics; write them with `eosin stain fit`")
     return StainStatistics.parse(values, str(path))
 
