@@ -21,7 +21,7 @@ from eosin.augment.hed import DARKEST, HED_FROM_RGB, RGB_FROM_HED, HEDJitter
 from eosin.augment.image_statistics import LEAST_WEIGHT
 from eosin.augment.operations import Operation, Parameters
 from eosin.augment.randstainna import LEAST_TISSUE, MOST_GAIN, RandStainNA
-from eosin.augment.spaces import Space
+from eosin.augment.spaces import XYZ_FROM_RGB, Space
 from eosin.core.console import warn
 from eosin.core.transfer import upload
 
@@ -200,9 +200,7 @@ def _rows(matrix: np.ndarray) -> Rows:
     return [[float(value) for value in row] for row in matrix]
 
 
-_PRIMARIES = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
-_WHITE = np.array([[0.950456], [1.0], [1.088754]])
-_TO_XYZ, _FROM_XYZ = _rows(_PRIMARIES / _WHITE), _rows(np.linalg.inv(_PRIMARIES / _WHITE))
+_TO_XYZ, _FROM_XYZ = _rows(XYZ_FROM_RGB), _rows(np.linalg.inv(XYZ_FROM_RGB))
 _KNEE = 6 / 29
 
 

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from eosin.augment.chunks import chunks
 from eosin.augment.logarithm import exp2_, log2_
-from eosin.augment.operations import Parameters, Probability, on_rows
+from eosin.augment.operations import Parameters, Probability, on_rows, stain_parameters
 from eosin.core.config import Config
 from eosin.core.draws import Draws
 from eosin.core.transfer import upload
@@ -81,7 +81,8 @@ def hed_jitter(images: Tensor, alpha: npt.ArrayLike, beta: npt.ArrayLike) -> Ten
     Raises:
         ValueError: If `alpha` or `beta` is not finite or not of that shape.
     """
-    alpha, beta = _checked("alpha", alpha, len(images)), _checked("beta", beta, len(images))
+    alpha = stain_parameters("alpha", alpha, len(images), "HED")
+    beta = stain_parameters("beta", beta, len(images), "HED")
     jittered = images.clone(memory_format=torch.contiguous_format)
     for rows in chunks(images):
         _jitter(jittered[rows], alpha[rows], beta[rows])
@@ -131,13 +132,6 @@ def _exponent(
     # Beyond a million everything is black or white, and float32 must not overflow.
     slope = np.clip((HED_FROM_RGB * (alpha - 1.0)[:, None, :]) @ RGB_FROM_HED, -1e6, 1e6)
     return slope, np.clip(-beta @ RGB_FROM_HED / math.log(2.0), -1e6, 1e6)
-
-
-def _checked(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.shape != (count, 3) or not np.isfinite(array).all():
-        raise ValueError(f"{name}: expected finite values [{count}, 3], one of H, E, D an image, got {array.shape}")
-    return array
 
 
 class HEDJitter:

@@ -32,7 +32,7 @@ from torch import Tensor
 from eosin.augment.chunks import chunks
 from eosin.augment.hed import combine
 from eosin.augment.logarithm import exp2_, log2_
-from eosin.augment.operations import Parameters, Probability, on_rows
+from eosin.augment.operations import Parameters, Probability, on_rows, stain_parameters
 from eosin.augment.percentiles import percentiles
 from eosin.augment.sums import pixel_sums
 from eosin.core.config import Config
@@ -161,8 +161,8 @@ def _changed(
     *,
     residual: bool,
 ) -> Tensor:
-    alpha = _checked("alpha", np.ones((len(images), 2)) if alpha is None else alpha, len(images))
-    beta = _checked("beta", np.zeros((len(images), 2)) if beta is None else beta, len(images))
+    alpha = stain_parameters("alpha", np.ones((len(images), 2)) if alpha is None else alpha, len(images), "HE")
+    beta = stain_parameters("beta", np.zeros((len(images), 2)) if beta is None else beta, len(images), "HE")
     changed = images.clone(memory_format=torch.contiguous_format)
     for rows in chunks(images):
         _change(changed[rows], alpha[rows], beta[rows], reference, residual)
@@ -303,13 +303,6 @@ def _smallest_direction_in_closed_form(matrices: Tensor) -> tuple[Tensor, Tensor
     column = outer.diagonal(dim1=1, dim2=2).abs().argmax(1)
     vector = outer.gather(2, column[:, None, None].expand(-1, 3, 1))[:, :, 0]
     return vector / vector.square().sum(1, keepdim=True).sqrt().clamp(min=1e-300), middle
-
-
-def _checked(name: str, values: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.shape != (count, 2) or not np.isfinite(array).all():
-        raise ValueError(f"{name}: expected finite values [{count}, 2], one of H and E an image, got {array.shape}")
-    return array
 
 
 class Macenko:

@@ -13,7 +13,7 @@ from torch import Tensor
 from eosin.core.draws import Draws
 from eosin.core.transfer import upload
 
-__all__ = ["Operation", "Parameters", "Probability", "on_rows", "per_image"]
+__all__ = ["Operation", "Parameters", "Probability", "on_rows", "per_image", "stain_parameters"]
 
 Parameters = Mapping[str, npt.NDArray[np.generic]]
 """The drawn values of one operation: arrays on the host, the first axis is the image in the batch."""
@@ -53,6 +53,25 @@ class Operation(Protocol):
 def per_image(values: npt.NDArray[np.generic], images: Tensor) -> Tensor:
     """Shape one value an image as float32 [B, 1, 1, 1] on the images' device."""
     return upload(np.asarray(values, dtype=np.float32), images.device).view(-1, 1, 1, 1)
+
+
+def stain_parameters(name: str, values: npt.ArrayLike, count: int, stains: str) -> npt.NDArray[np.float64]:
+    """Return one value a stain and image as float64 [count, len(stains)].
+
+    Args:
+        name: What to call them in an error.
+        values: One row an image.
+        count: Number of images.
+        stains: A letter a stain.
+
+    Raises:
+        ValueError: If they are not finite or not of that shape.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != (count, len(stains)) or not np.isfinite(array).all():
+        one = f"one of {', '.join(stains)} an image"
+        raise ValueError(f"{name}: expected finite values [{count}, {len(stains)}], {one}, got {list(array.shape)}")
+    return array
 
 
 def on_rows(images: Tensor, chosen: npt.NDArray[np.bool_], change: Callable[[Tensor], Tensor]) -> None:

@@ -23,9 +23,20 @@ import torch
 from torch import Tensor
 
 from eosin.augment.curves import SLOPE, STEEP, constant, cube_, cube_root_, from_linear_, to_linear_
+from eosin.augment.hed import HED_FROM_RGB, RGB_FROM_HED
 from eosin.augment.logarithm import exp2_, log2_
 
-__all__ = ["CHANNELS", "UNITS", "Space", "from_planes_", "from_space", "tissue_weight", "to_planes_", "to_space"]
+__all__ = [
+    "CHANNELS",
+    "UNITS",
+    "XYZ_FROM_RGB",
+    "Space",
+    "from_planes_",
+    "from_space",
+    "tissue_weight",
+    "to_planes_",
+    "to_space",
+]
 
 Space = Literal["lab", "hsv", "hed"]
 
@@ -44,19 +55,19 @@ UNITS: dict[Space, tuple[tuple[float, float, float], tuple[float, float, float]]
 """Scale and offset of each channel: value = scale * plane + offset."""
 
 
-# Linear RGB to Y, X/0.950456, Z/1.088754: the sRGB primaries and D65 with the digits of OpenCV's documentation.
-_YXZ = np.array(
-    [[0.212671, 0.715160, 0.072169], [0.412453, 0.357580, 0.180423], [0.019334, 0.119193, 0.950227]]
-) / np.array([[1.0], [0.950456], [1.088754]])
+XYZ_FROM_RGB = np.array(
+    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
+) / np.array([[0.950456], [1.0], [1.088754]])
+"""Linear RGB to X, Y, Z over those of white: the sRGB primaries and D65 with the digits of OpenCV's documentation."""
+
+_YXZ = XYZ_FROM_RGB[[1, 0, 2]]
 _TO_YXZ = (_YXZ / SLOPE).astype(np.float32)
 _FROM_YXZ = (np.linalg.inv(_YXZ) * SLOPE).astype(np.float32)
 
-# Rows: optical density of hematoxylin, eosin and DAB in R, G, B.
-_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 _DARKEST = 1e-6
 # From and to the binary logarithm of RGB.
-_TO_HED = (np.linalg.inv(_STAINS).T / math.log2(_DARKEST)).astype(np.float32)
-_FROM_HED = (_STAINS.T * math.log2(_DARKEST)).astype(np.float32)
+_TO_HED = (HED_FROM_RGB.T / math.log2(_DARKEST)).astype(np.float32)
+_FROM_HED = (RGB_FROM_HED.T * math.log2(_DARKEST)).astype(np.float32)
 
 _GLASS_SATURATION = 0.055
 _RAMP = (0.005, 0.03)

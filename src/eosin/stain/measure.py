@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
+from eosin.augment.chunks import chunks
 from eosin.augment.image_statistics import image_statistics
 from eosin.augment.spaces import Space
 from eosin.core.config import Config
@@ -29,8 +30,6 @@ __all__ = ["MeasureConfig", "Measured", "measure", "native_size", "require_tissu
 
 # Tiles a worker measures before it hands over their numbers; partial results end at a multiple of it.
 _BATCH = 32
-# Pixels worked on at a time: the passes over one chunk then stay in the second-level cache.
-_CHUNK_PIXELS = 49_152
 _SAVE_SECONDS = 20.0
 # A partial file is written whole each time; over millions of tiles that must stay a small share of the work.
 _SAVE_SHARE = 0.02
@@ -180,7 +179,6 @@ class _Reader:
 
     def __call__(self, first: int, /) -> Loaded:
         size = self.config.size
-        step = max(1, _CHUNK_PIXELS // size**2)
         images, rows, bad = [], [], dict[int, str]()
         for row in range(first, min(first + _BATCH, len(self.tiles))):
             try:
@@ -188,13 +186,14 @@ class _Reader:
                 rows.append(row)
             except UnreadableImage as error:
                 bad[row] = str(error)
+        pixels = torch.from_numpy(np.stack(images)) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
         numbers = np.empty((len(rows), 7))
         with _one_thread():
-            for start in range(0, len(rows), step):
-                pixels = torch.from_numpy(np.stack(images[start : start + step])).to(torch.float32).mul_(1 / 255)
-                values, tissue = image_statistics(pixels, self.config.space, self.config.tissue_only)
-                numbers[start : start + step, :6] = values.numpy()
-                numbers[start : start + step, 6] = tissue.numpy()
+            for part in chunks(pixels):
+                colors = pixels[part].to(torch.float32).mul_(1 / 255)
+                values, tissue = image_statistics(colors, self.config.space, self.config.tissue_only)
+                numbers[part, :6] = values.numpy()
+                numbers[part, 6] = tissue.numpy()
         return numbers, np.asarray(rows, dtype=np.int64), bad
 
 
