@@ -200,6 +200,11 @@ def test_a_tile_smaller_than_the_field_is_taken_whole():
     assert (boxes == [0, 0, 64, 64]).all()
 
 
+def test_a_field_of_less_than_a_pixel_is_not_taken_for_one_that_does_not_fit():
+    boxes = field_boxes(np.random.default_rng(0).random((3, 22)), 64, 64, (1e-9, 0.3), np.full(3, 1.0), (0.75, 1.3))
+    assert (boxes[:, 2:] == 1).all()
+
+
 def test_a_field_of_view_needs_resolutions():
     crop = geometry.RandomResizedCrop(16, (0.2, 1.0), (1.0, 1.0), "bilinear", (20.0, 30.0))
     for mpp in (None, np.array([0.5, np.nan]), np.array([0.5, 0.0])):

@@ -121,6 +121,22 @@ def test_a_field_of_view_without_resolutions_is_refused(tiny, tmp_path):
         pretrain(tiny(**view), tmp_path / "run")
 
 
+@pytest.mark.parametrize("mpp", ["-0.5", "0", "250", "0.00025", "inf"])
+def test_a_resolution_that_is_none_is_refused(tiny, tile_folder, tmp_path, mpp):
+    files = sorted(path for path in tile_folder.rglob("*") if path.is_file())
+    rows = [f"{path},{mpp if number == 5 else ''}" for number, path in enumerate(files)]
+    (tmp_path / "tiles.csv").write_text("\n".join(["file,mpp", *rows]) + "\n")
+    fields = {"data__source": f"csv:{tmp_path}/tiles.csv", "data__mpp": 0.5}
+    with pytest.raises(EosinError, match=rf"mpp {mpp} of tile '{files[5]}' is no resolution in µm/px \(0.01 to 100\)"):
+        pretrain(tiny(**fields, augment__views__global__field_of_view=[8.0, 12.0]), tmp_path / "run")
+
+
+def test_a_field_too_small_to_see_is_refused(tiny, tmp_path):
+    config = tiny(augment__views__global__field_of_view=[1.0, 12.0], data__mpp=0.5)
+    with pytest.raises(EosinError, match=r"1 µm are 2 px of tile '.*' at 0.5 µm/px; give 4 or more"):
+        pretrain(config, tmp_path / "run")
+
+
 def test_a_run_with_fields_of_view(tiny, tmp_path):
     """16 of the 40 px a side at 0.5 µm/px; in the workers and on the device alike."""
     for where in ("device", "workers"):

@@ -65,7 +65,8 @@ def field_boxes(
         int64 [B, 4]: top, left, height, width.
     """
     sides = (fields[0] + (fields[1] - fields[0]) * uniforms[:, :TRIES]) / mpp[:, None]
-    return _placed_boxes(sides**2, uniforms, height, width, ratio)
+    # A field of less than a pixel is one pixel; rounded to none it would be taken for one that does not fit.
+    return _placed_boxes(np.maximum(sides, 1.0) ** 2, uniforms, height, width, ratio)
 
 
 def _placed_boxes(

@@ -39,6 +39,9 @@ FREE_FIELDS = (
 )
 """Fields that may change when a run is resumed: none of them changes what is computed."""
 
+SMALLEST_MPP, LARGEST_MPP = 0.01, 100.0
+"""What a resolution in µm/px can be; numbers outside are in nm or mm."""
+
 
 class DataConfig(Config):
     """The unlabelled tiles."""
@@ -49,7 +52,7 @@ class DataConfig(Config):
     """Use only tiles of these splits of the source."""
     size: int = Field(256, ge=8)
     """Side in pixels to which a tile's short side is resized before views are cut."""
-    mpp: float | None = Field(None, gt=0.0)
+    mpp: float | None = Field(None, ge=SMALLEST_MPP, le=LARGEST_MPP)
     """µm/px of the tiles that do not say theirs; needed for views with a field of view."""
     workers: int | None = Field(None, ge=0)
     """Processes that decode tiles; null chooses by the number of cores."""

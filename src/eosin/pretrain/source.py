@@ -10,7 +10,8 @@ import numpy.typing as npt
 from eosin.core.collective import processes
 from eosin.core.errors import EosinError
 from eosin.data import Tiles, open_tiles
-from eosin.pretrain.config import PretrainConfig
+from eosin.data.images import MINIMUM_SIDE
+from eosin.pretrain.config import LARGEST_MPP, SMALLEST_MPP, PretrainConfig
 
 __all__ = ["open_source", "resolutions", "tiles_hash"]
 
@@ -49,20 +50,35 @@ def resolutions(tiles: Tiles, config: PretrainConfig) -> npt.NDArray[np.float64]
     """Return the µm/px of every tile where a view has a field of view.
 
     Raises:
-        EosinError: If a tile's is not known.
+        EosinError: If a tile's is not known or no resolution of a microscope, or a field is too small for it.
     """
     views = [name for name, view in config.augment.views.items() if view.count and view.field_of_view]
     if not views:
         return None
     mpp = np.full(len(tiles), np.nan) if tiles.mpp is None else tiles.mpp.astype(np.float64)
+    wrong = np.flatnonzero((mpp < SMALLEST_MPP) | (mpp > LARGEST_MPP))
+    if len(wrong):
+        raise EosinError(
+            f"{tiles.spec}: mpp {mpp[wrong[0]]:g} of tile '{tiles.names[wrong[0]]}' is no resolution in µm/px "
+            f"({SMALLEST_MPP:g} to {LARGEST_MPP:g}); correct it, or leave it empty where it is unknown"
+        )
     if config.data.mpp is not None:
-        mpp = np.where(mpp > 0, mpp, config.data.mpp)
-    unknown = np.flatnonzero(~(mpp > 0) | np.isinf(mpp))
+        mpp = np.where(np.isnan(mpp), config.data.mpp, mpp)
+    unknown = np.flatnonzero(np.isnan(mpp))
     if len(unknown):
         raise EosinError(
             f"field 'augment.views.{views[0]}.field_of_view': {len(unknown):,} of {len(tiles):,} tiles of {tiles.spec} "
             f"have no µm/px (first '{tiles.names[unknown[0]]}'); give it with --data.mpp, or in a manifest's column mpp"
         )
+    coarsest = int(mpp.argmax())
+    least = MINIMUM_SIDE * mpp[coarsest]
+    for name in views:
+        smallest = config.augment.views[name].field_of_view[0]  # type: ignore[index]
+        if smallest < least:
+            raise EosinError(
+                f"field 'augment.views.{name}.field_of_view': {smallest:g} µm are {smallest / mpp[coarsest]:.2g} px of "
+                f"tile '{tiles.names[coarsest]}' at {mpp[coarsest]:g} µm/px; give {least:g} or more"
+            )
     return mpp
 
 
