@@ -352,6 +352,15 @@ def test_views_go_to_workers_after_a_device_has_compiled_them(monkeypatch):
     assert view.fused is not None
 
 
+def test_mixed_precision_leaves_the_pixels_alone():
+    images = tiles(3)
+    views = Views(AugmentConfig(views={"global": STAINED.model_copy(update={"blur": BlurConfig(probability=1)})}))
+    expected = views(images, Draws(0, 0, range(3)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = views(images, Draws(0, 0, range(3)))
+    assert torch.equal(mixed[0], expected[0])
+
+
 @pytest.mark.parametrize("space", ["lab", "hsv", "hed"])
 def test_no_operation_waits_for_the_device(space):
     """A device of shapes without values: whatever would read one of them fails."""

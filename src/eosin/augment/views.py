@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -236,11 +237,17 @@ class Views:
         shift = shift.to(torch.float32).view(3, 1, 1)
         scale, shift = upload(scale, images.device), upload(shift, images.device)
         pairs = zip(self._views, parameters, strict=True)
-        return [view.apply(images, drawn, shift, scale) for (_, view), drawn in pairs]
+        with _full_precision(images.device):
+            return [view.apply(images, drawn, shift, scale) for (_, view), drawn in pairs]
 
     def __call__(self, images: Tensor, draws: Draws, mpp: npt.NDArray[np.float64] | None = None) -> list[Tensor]:
         """Draw and apply: `apply(images, parameters(images, draws, mpp))`."""
         return self.apply(images, self.parameters(images, draws, mpp))
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Keep a training step's mixed precision out of the pixels."""
+    return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()
 
 
 def _check(images: Tensor, length: int) -> None:
