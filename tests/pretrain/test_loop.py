@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from eosin.augment.stain_statistics import load_statistics, save_statistics
 from eosin.core.errors import EosinError
 from eosin.core.files import DirectoryLock, read_json_lines
 from eosin.encoders import load_encoder
@@ -261,6 +262,34 @@ def test_other_tiles_than_the_run_began_with_are_refused(tiny, tile_folder, tmp_
     starts = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert len(starts["earlier"]) == 2
     assert all("earlier" not in start for start in starts["earlier"])
+
+
+def test_other_stain_statistics_under_the_same_name_are_refused(tiny, tmp_path, monkeypatch):
+    from eosin.methods import MoCo
+
+    after_step = MoCo.after_step
+
+    def stop(self):
+        if self.steps == 15:
+            raise KeyboardInterrupt
+        after_step(self)
+
+    path = tmp_path / "stain.json"
+    statistics = load_statistics("synthetic-lab")
+    save_statistics(statistics, path)
+    config = tiny(
+        samples=160,
+        augment__views__global__randstainna__probability=0.5,
+        augment__views__global__randstainna__statistics=str(path),
+    )
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MoCo, "after_step", stop)
+        pretrain(config, tmp_path / "run")
+    save_statistics(load_statistics("synthetic-hsv"), path)
+    with pytest.raises(EosinError, match=r"run: the stain statistics.* are not those that it began with; restore them"):
+        pretrain(config, tmp_path / "run")
+    save_statistics(statistics.model_copy(update={"source": "moved since", "tiles": 3}), path)
+    assert pretrain(config, tmp_path / "run").exists()
 
 
 def test_tiles_that_cannot_be_read_at_all_are_refused_in_one_line(tiny, tmp_path):

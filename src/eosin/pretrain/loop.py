@@ -36,7 +36,7 @@ from eosin.pretrain.config import FREE_FIELDS, PretrainConfig
 from eosin.pretrain.display import in_words, run_progress
 from eosin.pretrain.placement import Placement, RunViews
 from eosin.pretrain.probe import OnlineProbe
-from eosin.pretrain.source import open_source, resolutions, tiles_hash
+from eosin.pretrain.source import open_source, resolutions, tiles_hash, views_hash
 from eosin.pretrain.watch import CollapseWatch, effective_rank, pair_signals
 from eosin.training.batch_norm import synchronize_batch_norm
 from eosin.training.optimizers import build_optimizer, check_schedule, clip_gradients, set_hyperparameters
@@ -140,6 +140,7 @@ class _Trainer:
         self.mpp = resolutions(tiles, config)
         self.watch = CollapseWatch(self.method.chance_loss, self._piece(), config.watch.grace_steps)
         self.tiles_hash = tiles_hash(tiles)
+        self.views_hash = views_hash(config, self.mpp)
         self.probe = OnlineProbe(config.watch, tiles, config.encoder.size, config.seed)
         self.step = 0
         self.lr = 0.0
@@ -183,6 +184,11 @@ class _Trainer:
                 raise EosinError(
                     f"{self.tiles.spec}: the tiles are not those that {out} began with; restore them to resume, "
                     "or choose another --out"
+                )
+            if state.get("views", self.views_hash) != self.views_hash:
+                raise EosinError(
+                    f"{out}: the stain statistics, or the µm/px of the tiles, are not those that it began with; "
+                    "restore them to resume, or choose another --out"
                 )
             self.method.load_state_dict(state["method"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -429,6 +435,7 @@ class _Trainer:
             self.step,
             {
                 "tiles": self.tiles_hash,
+                "views": self.views_hash,
                 "method": self.method.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "watch": self.watch.state_dict(),

@@ -7,13 +7,15 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
+from eosin.augment.stain_statistics import load_statistics
 from eosin.core.collective import processes
 from eosin.core.errors import EosinError
+from eosin.core.files import short_hash
 from eosin.data import Tiles, open_tiles
 from eosin.data.images import MINIMUM_SIDE
 from eosin.pretrain.config import LARGEST_MPP, SMALLEST_MPP, PretrainConfig
 
-__all__ = ["open_source", "resolutions", "tiles_hash"]
+__all__ = ["open_source", "resolutions", "tiles_hash", "views_hash"]
 
 
 def open_source(config: PretrainConfig) -> Tiles:
@@ -80,6 +82,17 @@ def resolutions(tiles: Tiles, config: PretrainConfig) -> npt.NDArray[np.float64]
                 f"tile '{tiles.names[coarsest]}' at {mpp[coarsest]:g} µm/px; give {least:g} or more"
             )
     return mpp
+
+
+def views_hash(config: PretrainConfig, mpp: npt.NDArray[np.float64] | None) -> str:
+    """Identify what views depend on and the configuration only names: stain statistics in files, and tiles' µm/px."""
+    drawn = []
+    for name, view in config.augment.views.items():
+        if view.count and view.randstainna.probability:
+            statistics = load_statistics(view.randstainna.statistics)
+            fields = {"space", "tissue_only", "independent", "mixture"}
+            drawn.append((name, statistics.model_dump(mode="json", include=fields)))
+    return short_hash(drawn, "" if mpp is None else hashlib.sha256(mpp.tobytes()).hexdigest())
 
 
 def tiles_hash(tiles: Tiles) -> str:
