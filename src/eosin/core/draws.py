@@ -95,8 +95,8 @@ class Draws:
         """Draw from the standard normal distribution: float64 [B, count]."""
         from scipy.special import ndtri
 
-        # Half a unit in the last place keeps 0 out of the inverse distribution function.
-        return np.asarray(ndtri(self.uniform(stream, count) + 2.0**-54))
+        # Half a unit in the last place keeps 0 out of the inverse distribution function, and may round up to 1.
+        return np.asarray(ndtri(np.minimum(self.uniform(stream, count) + 2.0**-54, 1.0 - 2.0**-53)))
 
 
 def _unit(high: UInt64Array, low: UInt64Array) -> npt.NDArray[np.float64]:

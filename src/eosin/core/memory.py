@@ -27,4 +27,6 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _VARIABLES):
         return False
     library = ctypes.CDLL(None)
-    return bool(library.mallopt(_MMAP_THRESHOLD, 1 << 30)) and bool(library.mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+    # glibc before 2.35 takes no threshold above 32 MiB.
+    raised = any(library.mallopt(_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
+    return raised and bool(library.mallopt(_TRIM_THRESHOLD, 2**31 - 1))

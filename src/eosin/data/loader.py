@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from eosin.core.draws import permuted, stream_seed
 from eosin.core.errors import EosinError
-from eosin.data.images import Interpolation, UnreadableImage, open_image
+from eosin.data.images import Interpolation, UnreadableImage, open_image, square_image
 from eosin.data.quarantine import Quarantine
 from eosin.data.tiles import Tiles, load_square
 from eosin.data.workers import read_ahead
@@ -237,23 +238,23 @@ class _TrainingReader:
         mpp = None if self.mpp is None else np.empty(self.batch_size)
         bad: dict[int, str] = {}
         for slot, sample in enumerate(samples):
-            chosen[slot] = self._load(pixels[slot], int(sample), int(chosen[slot]), bad)
-            if mpp is not None:
-                mpp[slot] = self._mpp(int(chosen[slot]))
+            chosen[slot], short = self._load(pixels[slot], int(sample), int(chosen[slot]), bad)
+            if mpp is not None and self.mpp is not None:
+                mpp[slot] = self.mpp[chosen[slot]] * short / self.size
         images = torch.from_numpy(pixels)
         if self.make_views is None:
             return Loaded(images, chosen, list(bad.items()), mpp)
         step, position = divmod(first, self.global_batch)
         views = self.make_views(images, step, position + np.arange(self.batch_size), mpp)
-        return Loaded(images[:0], chosen, list(bad.items()), mpp, views)
+        # A slice would take the memory of all of them along.
+        return Loaded(images.new_empty(0, *images.shape[1:]), chosen, list(bad.items()), mpp, views)
 
-    def _mpp(self, tile: int) -> float:
-        """Return the µm/px of a tile after its short side has been brought to `size`."""
-        assert self.mpp is not None
-        return float(self.mpp[tile]) * min(open_image(self.tiles.read(tile)).size) / self.size
+    def _load(self, out: npt.NDArray[np.uint8], sample: int, tile: int, bad: dict[int, str]) -> tuple[int, float]:
+        """Fill `out` with a tile, or else with the next readable one of the pass's order.
 
-    def _load(self, out: npt.NDArray[np.uint8], sample: int, tile: int, bad: dict[int, str]) -> int:
-        """Fill `out` with a tile, or else with the next readable one of the pass's order; return which it is."""
+        Returns:
+            Which tile it is, and its short side at rest in px where resolutions are asked for, else NaN.
+        """
         count = len(self.tiles)
         tried = dict[int, str]()
         while len(tried) < min(count, _CONSECUTIVE_FAILURES):
@@ -263,8 +264,9 @@ class _TrainingReader:
             try:
                 if tile in self.known_bad:
                     raise UnreadableImage(self.known_bad[tile])
-                out[...] = load_square(self.tiles, tile, self.size)
-                return tile
+                data = self.tiles.read(tile)
+                out[...] = square_image(data, self.size)
+                return tile, math.nan if self.mpp is None else min(open_image(data).size)
             except UnreadableImage as error:
                 tried[tile] = bad[tile] = self.known_bad[tile] = str(error)
         name, reason = next(iter(tried.items()))

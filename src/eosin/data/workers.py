@@ -14,7 +14,7 @@ from multiprocessing.context import BaseContext
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from eosin.core.errors import EosinError
 
@@ -98,9 +98,32 @@ class _Guarded(Dataset[Any]):
 
     def __getitem__(self, key: Any) -> Any:
         try:
-            return self.reader(key)
+            item = self.reader(key)
+            if get_worker_info() is not None:
+                _share(item)
+            return item
         except EosinError as error:
             return error
+
+
+def _share(item: Any) -> None:
+    """Move an item's tensors to shared memory, here where a lack of it can be told.
+
+    Moved by the thread that sends them, they would be lost, and the main process would wait for them for ever.
+    """
+    if isinstance(item, tuple | list):
+        for part in item:
+            _share(part)
+    elif isinstance(item, torch.Tensor):
+        try:
+            item.share_memory_()
+        except RuntimeError as error:
+            if "shared memory" not in str(error):
+                raise
+            raise EosinError(
+                f"no room in /dev/shm for a batch from a loading process ({item.untyped_storage().nbytes() / 1e6:,.0f} "
+                "MB); give it more, such as docker run --shm-size 8g, or use fewer workers or a smaller batch"
+            ) from None
 
 
 def _start(dataset: Dataset[Any], keys: Iterable[Any], workers: int) -> Iterator[Any]:

@@ -37,7 +37,8 @@ FREE_FIELDS = (
     "log.wandb",
     "log.mlflow",
 )
-"""Fields that may change when a run is resumed: none of them changes what is computed."""
+"""Fields that may change when a run is resumed: none of them changes what is computed, except that on a GPU views made
+in workers may differ by a grey level (`augment_on`)."""
 
 SMALLEST_MPP, LARGEST_MPP = 0.01, 100.0
 """What a resolution in µm/px can be; numbers outside are in nm or mm."""

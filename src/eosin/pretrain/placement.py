@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eosin.augment import Views
-from eosin.core.collective import average
+from eosin.core.collective import average, largest
 from eosin.core.draws import Draws
 
 __all__ = ["Placement", "RunViews", "Where"]
@@ -79,6 +79,9 @@ class Placement:
             self.reason = "there are no workers: --data.workers is 0"
         elif wanted == "fastest":
             self.reason = _no_trial(steps - step, workers, batch_bytes)
+            # All processes hold a trial, or none: they average its times.
+            if largest(int(bool(self.reason)), device) and not self.reason:
+                self.reason = "another process cannot try"
         self.trial_ends = [] if self.reason else [step + TRIAL_STEPS, step + 2 * TRIAL_STEPS]
         self.seconds: dict[Where, float] = {}
         self._taken: list[float] = []
@@ -128,8 +131,9 @@ def _no_trial(steps: int, workers: int, batch_bytes: int) -> str:
         return "there are no workers"
     if steps < 8 * TRIAL_STEPS:
         return f"a trial is not worth it for {steps} steps"
-    # Each worker has two batches waiting, and one on its way.
-    needed, free = 3 * workers * batch_bytes, _free_shared_memory()
+    # Each worker of each process on this host has two batches waiting, and one on its way.
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed, free = 3 * workers * batch_bytes * here, _free_shared_memory()
     if needed > free // 2:
         return f"the workers' views would take {needed / 1e9:.1f} of {free / 1e9:.1f} GB of {_SHARED_MEMORY}"
     return ""

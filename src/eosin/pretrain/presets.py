@@ -1,8 +1,8 @@
 """Presets: which augmentation every view of a method gets, by name.
 
 A preset leaves to the method and the recipe where a view looks (count, size, scale, field of view, ratio,
-interpolation) and says what happens to it: flips, stain, jitter, grayscale, blur, solarize. What it does not name stays
-as the method's authors published it.
+interpolation) and how wide a blur is, which is in pixels of the view; it says what happens to it: flips, stain, jitter,
+grayscale, blur, solarize. What it does not name stays as the method's authors published it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from eosin.augment import AugmentConfig, ViewConfig
+from eosin.augment import AugmentConfig, BlurConfig, ViewConfig
 from eosin.core.config import Config, apply_overrides, flatten, read_yaml
 from eosin.core.errors import EosinError, nearest
 from eosin.methods import METHODS
@@ -74,7 +74,12 @@ def with_preset(views: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def without_switches(views: Mapping[str, Any]) -> dict[str, Any]:
     """Return views with the fields that say where they look, and no other."""
-    return {view: {name: value for name, value in fields.items() if name in PLACE} for view, fields in views.items()}
+    left = {view: {name: value for name, value in fields.items() if name in PLACE} for view, fields in views.items()}
+    for view, fields in views.items():
+        sigma = (fields.get("blur") or {}).get("sigma")
+        if sigma is not None:
+            left[view]["blur"] = {"sigma": sigma}
+    return left
 
 
 def preset_views(method: str, preset: str, size: int | None = None) -> AugmentConfig:
@@ -95,4 +100,7 @@ def preset_views(method: str, preset: str, size: int | None = None) -> AugmentCo
         largest = max(fields.get("size", ViewConfig().size) for fields in views.values())
         for fields in views.values():
             fields["size"] = max(1, round(fields.get("size", ViewConfig().size) * size / largest))
+            sigma = (fields.get("blur") or {}).get("sigma", BlurConfig().sigma)
+            scaled = [value * size / largest for value in sigma]
+            fields["blur"] = {**(fields.get("blur") or {}), "sigma": scaled}
     return AugmentConfig.parse({"preset": preset, "views": views}, f"preset {preset}")
