@@ -297,6 +297,41 @@ def test_workers_whose_starter_was_killed_are_an_error_that_says_so(
         next(read_ahead(readers.echo, range(10), 2))
 
 
+SMALL_SHARED_MEMORY = """
+import os, torch
+from eosin.core.errors import EosinError
+from eosin.data.workers import read_ahead
+
+def batch(key):
+    return key, [torch.ones(2_000_000)]
+
+if __name__ == "__main__":
+    try:
+        for _ in read_ahead(batch, range(4), 2): pass
+    except EosinError as error:
+        print(error)
+        print(os.listdir("/dev/shm"))
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/shm").exists(), reason="needs /dev/shm")
+def test_too_little_shared_memory_is_told_and_nothing_stays_in_it(tmp_path: Path) -> None:
+    """In a mount namespace of its own, so that no other process loses its memory."""
+    (tmp_path / "batches.py").write_text(SMALL_SHARED_MEMORY)
+    inside = ["unshare", "-m", "bash", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && "$0" "$@"']
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("a mount namespace needs root")
+    told = subprocess.run(
+        [*inside, sys.executable, tmp_path / "batches.py"], capture_output=True, text=True, timeout=60
+    )
+    assert told.stdout.splitlines() == [
+        "no room in /dev/shm for a batch from a loading process (8 MB); give it more, such as docker run --shm-size 8g, "
+        "or use fewer workers or a smaller batch",
+        "[]",
+    ]
+    assert not told.stderr
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_fault_in_a_worker_is_not_taken_for_a_kill(readers: ModuleType, workers: int) -> None:
     with pytest.raises(RuntimeError, match="a fault of eosin's own"):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -19,6 +21,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from eosin.core.errors import EosinError
 
 __all__ = ["Reader", "default_workers", "read_ahead"]
+
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 (what could not be filled there is removed)
 
 K = TypeVar("K", contravariant=True)
 V = TypeVar("V", covariant=True)
@@ -120,9 +124,13 @@ def _share(item: Any) -> None:
         except RuntimeError as error:
             if "shared memory" not in str(error):
                 raise
+            # torch leaves the file that it could not fill.
+            for name in re.findall(r"</(torch_\w+)>", str(error)):
+                Path(_SHARED_MEMORY, name).unlink(missing_ok=True)
+            needed = item.untyped_storage().nbytes() / 1e6
             raise EosinError(
-                f"no room in /dev/shm for a batch from a loading process ({item.untyped_storage().nbytes() / 1e6:,.0f} "
-                "MB); give it more, such as docker run --shm-size 8g, or use fewer workers or a smaller batch"
+                f"no room in {_SHARED_MEMORY} for a batch from a loading process ({needed:,.0f} MB); give it more, "
+                "such as docker run --shm-size 8g, or use fewer workers or a smaller batch"
             ) from None
 
 
