@@ -26,14 +26,18 @@ def save_cell(out: Path, folder: str, record: Mapping[str, Any]) -> None:
 def load_cells(out: Path, folder: str, identify: Callable[[Any], object]) -> dict[str, Any]:
     """Read the cells that are done; a damaged one, or one whose predictions are gone, is not done.
 
+    What a killed process left half written in the directory and its folders is removed.
+
     Args:
-        out: The output directory.
+        out: The output directory, locked.
         folder: Where in it the cells are.
         identify: Names what a record is about; raises KeyError or TypeError for one that lacks it.
 
     Returns:
         Records by key.
     """
+    for part in [*out.glob(".*.jsonl.*.part"), *out.glob("*/.*.part")]:
+        part.unlink(missing_ok=True)
     cells: dict[str, Any] = {}
     for path in sorted((out / folder).glob("*.json")):
         try:
