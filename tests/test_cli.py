@@ -74,6 +74,15 @@ def test_help_names_every_verb(capsys):
         assert f"eosin {verb}" in text
 
 
+@pytest.mark.parametrize("words", [["stain"], ["stain", "--help"], ["stain", "-h"]])
+def test_the_first_word_of_a_verb_lists_what_may_follow(words, capsys):
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "eosin stain fit" in printed
+    assert "eosin stain probe" in printed
+    assert "eosin pretrain" not in printed
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_each_verb_explains_its_arguments(verb, capsys):
     assert main([*verb.split(), "--help"]) == 0
@@ -133,6 +142,8 @@ def test_a_recipes_fields_are_listed_with_values_and_meanings(capsys):
         (["stain", "fit", "x", "--out", "y", "--space", "rgb"], "invalid choice 'rgb'"),
         (["stain", "fit", "x", "--out", "y", "--components", "few"], "--components few: give a whole number"),
         (["stain", "fit", "x", "--out", "y", "--model", "independent", "--components", "2"], "an independent model has none"),
+        (["stain", "fit", "x", "--out", f"{'y' * 300}.json"], "cannot be written (File name too long)"),
+        (["stain", "probe", "--encoders", "color:stats", "--task", "x", "--out", "y" * 300], "cannot be written (File name too long)"),
         (["stain", "fti", "x", "--out", "y"], "did you mean 'stain fit'?"),
         (["stain", "preview", "x", "--out", "y"], "--preset missing"),
         (["stain", "preview", "x", "--preset", "pathologi", "--out", "y"], "did you mean 'pathology'?"),

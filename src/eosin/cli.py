@@ -324,6 +324,10 @@ def _run(words: list[str]) -> int:
         return 0
     verb = " ".join(words[:2]) if " ".join(words[:2]) in VERBS else words[0]
     rest = words[len(verb.split()) :]
+    family = {name: VERBS[name] for name in VERBS if name.startswith(f"{words[0]} ")}
+    if family and words[1:] in ([], ["-h"], ["--help"]):
+        print_help(family)
+        return 0
     if verb not in VERBS:
         raise EosinError(f"unknown verb '{' '.join(words[:2])}'; {nearest(' '.join(words[:2]), VERBS)}")
     if "-h" in rest or "--help" in rest:

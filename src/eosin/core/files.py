@@ -38,7 +38,9 @@ def writable_directory(path: Path) -> Path:
     Raises:
         EosinError: If the path is a file, or cannot be created or written.
     """
-    if path.exists() and not path.is_dir():
+    with storage_errors(path):
+        file = path.exists() and not path.is_dir()
+    if file:
         raise EosinError(f"{path}: is a file; give a directory for the output")
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -64,7 +66,9 @@ def output_file(path: Path, suffix: str, usual: str) -> Path:
     Raises:
         EosinError: If it is a directory, ends otherwise, or its folder cannot be written.
     """
-    if path.is_dir():
+    with storage_errors(path):
+        directory = path.is_dir()
+    if directory:
         raise EosinError(f"{path}: is a directory; give a file such as {path / usual}")
     if path.suffix != suffix:
         raise EosinError(f"{path}: give a file name that ends in {suffix}, such as {path.with_suffix(suffix)}")
