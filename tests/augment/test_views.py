@@ -282,6 +282,9 @@ def test_a_kind_of_none_is_left_out():
         ({"views": {"global": {"jitter": {"contrst": 0.1}}}}, ["contrst", "contrast"]),
         ({"views": {}}, ["views"]),
         ({"std": [0.2, 0.2, 0.0]}, ["std"]),
+        ({"std": [0.2, 0.2, 1e-30]}, ["std"]),
+        ({"mean": [123.7, 116.3, 103.5]}, ["mean.0", "less than or equal to 1"]),
+        ({"views": {"a": {"blur": {"sigma": [1.0, 1e6]}}}}, ["blur.sigma.1", "less than or equal to 100"]),
     ],
 )
 def test_a_wrong_configuration_is_one_clear_line(values, parts):

@@ -23,13 +23,16 @@ __all__ = ["BlurConfig", "GaussianBlur", "gaussian_blur"]
 # entries lie outside the kernel.
 BLOCK = 48
 
+# A wider one is no view but its mean, and its kernel grows with it.
+Sigma = Annotated[float, Field(gt=0.0, le=100.0)]
+
 
 class BlurConfig(Config):
     """Gaussian blur."""
 
     probability: Probability = 0.5
     """Share of the images that are blurred."""
-    sigma: tuple[Annotated[float, Field(gt=0.0)], Annotated[float, Field(gt=0.0)]] = (0.1, 2.0)
+    sigma: tuple[Sigma, Sigma] = (0.1, 2.0)
     """Standard deviation ~ U(low, high), in pixels of the view."""
 
     @model_validator(mode="after")

@@ -28,7 +28,9 @@ from eosin.core.transfer import upload
 __all__ = ["AugmentConfig", "ViewConfig", "Views"]
 
 Positive = Annotated[float, Field(gt=0.0)]
-Channels = tuple[float, float, float]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+# Smaller ones, and none is of images, would take views out of what mixed precision holds.
+Deviation = Annotated[float, Field(ge=1e-3, le=1.0)]
 ViewParameters = Mapping[str, Parameters]
 
 
@@ -79,9 +81,9 @@ class AugmentConfig(Config):
 
     preset: str | None = None
     """The preset whose values the views started from, for the record; the views below say what is done."""
-    mean: Channels = (0.485, 0.456, 0.406)
+    mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)
     """Mean of R, G, B in 0..1 (default: ImageNet's)."""
-    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
     """Standard deviation of R, G, B in 0..1 (default: ImageNet's)."""
     compile: bool = True
     """On a GPU, join the color operations with torch.compile."""
