@@ -256,6 +256,12 @@ def fail(key):
 def imports(key):
     import slow_to_import
     return key
+
+def count_views(images, step, positions, mpp):
+    "A stand-in for augmentation that says what it was given."
+    import torch
+    told = torch.tensor([[step, position] for position in positions], dtype=torch.float64)
+    return [images.float().mean(dim=(2, 3)), told, torch.from_numpy(mpp.copy())]
 """
 
 
@@ -407,14 +413,8 @@ def test_ctrl_c_is_for_the_main_process_to_handle(folder: Folder, tmp_path: Path
     assert process.returncode == 0
 
 
-def count_views(images, step, positions, mpp):
-    """A stand-in for augmentation that says what it was given."""
-    told = torch.tensor([[step, position] for position in positions], dtype=torch.float64)
-    return [images.float().mean(dim=(2, 3)), told, torch.from_numpy(mpp.copy())]
-
-
 @pytest.mark.parametrize("workers", [0, 2])
-def test_views_are_made_of_each_batch_with_its_step_positions_and_resolutions(tmp_path, workers):
+def test_views_are_made_of_each_batch_with_its_step_positions_and_resolutions(readers, tmp_path, workers):
     sides = [40, 80, 20, 160, 40, 40]
     for number, side in enumerate(sides):
         Image.new("RGB", (side, side), (number * 40, 0, 0)).save(tmp_path / f"{number}.png")
@@ -422,7 +422,7 @@ def test_views_are_made_of_each_batch_with_its_step_positions_and_resolutions(tm
     mpp = np.array([0.5, 0.25, 1.0, 0.25, 2.0, 0.125])
     options = {"size": 40, "batch_size": 3, "steps": 4, "workers": workers, "mpp": mpp, "accumulate": 2, "seed": 1}
     plain = list(loader(tiles, **options))
-    made = list(loader(tiles, **options, make_views=count_views))
+    made = list(loader(tiles, **options, make_views=readers.count_views))
     assert len(plain) == len(made) == 8
     for batch, other in zip(plain, made, strict=True):
         expected = [mpp[tile] * sides[tile] / 40 for tile in batch.indices]
