@@ -1,13 +1,13 @@
 """All views of a batch of tiles, from decoded pixels to normalised float32 batches, against the field's pipelines.
 
-Ours takes a uint8 batch, lightly PIL images, torchvision v2 uint8 tensors one by one, kornia a float batch on [0, 1]: each
-what it is made for, and each its own published transform. MoCo v2 has 2 views of 224 px, DINO 2 of 224 and 8 of 96; the
-preset `pathology` adds RandStainNA from a Gaussian mixture and vertical flips to MoCo's crops and is held against
-lightly's MoCo v2, which has neither.
+Ours takes a uint8 batch, lightly PIL images, torchvision v2 uint8 tensors one by one, kornia a float batch on [0, 1]:
+each what it is made for, and each its own published transform. MoCo v2 has 2 views of 224 px, DINO 2 of 224 and 8 of
+96; the preset `pathology` adds RandStainNA from a Gaussian mixture and vertical flips to MoCo's crops and is held
+against lightly's MoCo v2, which has neither.
 
-One JSON line a claim; medians of interleaved repeats: CPU time of the process on one thread, or wall time of a GPU where
-there is one. With a GPU the lines compare our views on it, in images/s, with lightly's on one CPU thread; `--peak` adds
-the share of the memory bandwidth: bytes read once and views written once, by the measured time.
+One JSON line a claim; medians of interleaved repeats: CPU time of the process on one thread, or wall time of a GPU
+where there is one. With a GPU the lines compare our views on it with lightly's on one CPU thread; `--peak` adds the
+share of the memory bandwidth: bytes read once and views written once, by the measured time.
 """
 
 from __future__ import annotations
