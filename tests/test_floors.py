@@ -26,10 +26,12 @@ FLOORS = {
     "pretrain": 5,
     "benchmark": 6,
     "report": 7,
+    "describe": 8,
     "demo": 8,
     "doctor": 8,
     "arguments": 8,
     "stain_verbs": 9,
+    "tile_verbs": 9,
     "cli": 10,
 }
 PACKAGE = {"__init__", "__main__"}  # the package's own face: re-exports lazily, imports from anywhere
