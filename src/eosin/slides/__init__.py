@@ -1,0 +1,9 @@
+"""Whole-slide images: opened, read at a physical scale, searched for tissue, and laid out in tiles."""
+
+from __future__ import annotations
+
+from eosin.slides.errors import UnusableSlide
+
+__all__ = [
+    "UnusableSlide",
+]
