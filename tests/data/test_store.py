@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eosin.core.errors import EosinError
-from eosin.data import StoreWriter, open_tiles, pack
+from eosin.data import StoreWriter, UnreadableImage, open_tiles, pack
 
 Folder = Callable[..., Path]
 Encode = Callable[..., bytes]
@@ -72,7 +72,7 @@ def test_any_bytes_in_any_shards(
 ) -> None:
     out = tmp_path_factory.mktemp("any") / "store"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eosin.data.store._BATCH_BYTES", batch_bytes)
+        patch.setattr("eosin.data.shards._BATCH_BYTES", batch_bytes)
         patch.setattr("eosin.data.store._OPEN_SHARDS", 2)
         with StoreWriter(out, shard_tiles=shard_tiles) as writer:
             for number, image in enumerate(images):
@@ -123,14 +123,19 @@ def test_damaged_stores(store: Path) -> None:
     with pytest.raises(EosinError, match=r"00001\.arrow: [\d,]+ bytes instead of [\d,]+; copy or pack the store again"):
         open_tiles(store)
     shard.write_bytes(bytes(len(whole)))
+    with pytest.raises(UnreadableImage):
+        open_tiles(store).image(5)
+    assert open_tiles(store).image(0).shape == (3, 20, 24)
+    tiles = open_tiles(store)
+    shard.write_bytes(whole[:10])
     with pytest.raises(EosinError, match=r"00001\.arrow: damaged"):
-        open_tiles(store).read(5)
+        tiles.read(5)
     shard.unlink()
     with pytest.raises(EosinError, match=r"00001\.arrow: missing"):
         open_tiles(store)
     about = store / "store.json"
     text = about.read_text()
-    about.write_text(text.replace('"version": 1', '"version": 2'))
+    about.write_text(text.replace('"version": 2', '"version": 3'))
     with pytest.raises(EosinError, match="update eosin"):
         open_tiles(store)
     about.write_text(text[:20])
