@@ -2,6 +2,7 @@
 
 from eosin.synthetic.collection import write_tiles
 from eosin.synthetic.nuclei import NUCLEUS_TYPES
+from eosin.synthetic.slides import write_slide
 from eosin.synthetic.stain import SlideStain, beer_lambert, slide_stain
 from eosin.synthetic.tiles import TISSUES, SyntheticTile, render_tile
 
@@ -13,5 +14,6 @@ __all__ = [
     "beer_lambert",
     "render_tile",
     "slide_stain",
+    "write_slide",
     "write_tiles",
 ]
