@@ -14,6 +14,7 @@ __all__ = ["Finding", "examine"]
 
 _REQUIRED = ("torch", "torchvision", "timm", "safetensors", "numpy", "scikit-learn", "pyarrow", "pillow", "pydantic")
 _EXTRAS = {
+    "fast": (("numba",), "compile stain augmentation for the processor; EOSIN_NUMBA=0 turns it off"),
     "slides": (("openslide", "openslide_bin", "tifffile"), "read whole-slide images"),
     "ray": (("ray",), "fan out over hosts"),
     "wandb": (("wandb",), "log to Weights & Biases"),

@@ -29,6 +29,8 @@ from eosin.augment.stain_statistics import (
 from eosin.core.draws import Draws
 from eosin.core.errors import EosinError
 
+pytestmark = pytest.mark.usefixtures("computed")
+
 SPACES = list(CHANNELS)
 TARGETS = {
     "lab": [158.0, 151.2, 116.8, 36.9, 8.1, 6.1],

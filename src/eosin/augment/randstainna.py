@@ -17,8 +17,9 @@ from pydantic import Field
 from torch import Tensor
 
 from eosin.augment.image_statistics import LEAST_WEIGHT, center_, tissue_share
+from eosin.augment.kernels import Kernel, kernel
 from eosin.augment.operations import Parameters, Probability, on_rows
-from eosin.augment.spaces import UNITS, Space, from_planes_, tissue_weight, to_planes_
+from eosin.augment.spaces import CHANNELS, MATRICES, UNITS, Space, from_planes_, tissue_weight, to_planes_
 from eosin.augment.stain_statistics import SIZE, StainStatistics, load_statistics
 from eosin.core.config import Config
 from eosin.core.draws import Draws
@@ -32,6 +33,9 @@ MOST_GAIN = 10.0
 
 LEAST_TISSUE = 0.02
 """Share of tissue below which an image is left as it is: its statistics say nothing about a stain."""
+
+# Below and above every value.
+_HUGE = 3e38
 
 # A smaller deviation, in planes, is that of an image of one color.
 _LEAST_DEVIATION = 1e-9
@@ -115,7 +119,7 @@ def restain(
     clipped to the ends of the published law's 8-bit encoding, but not rounded to it. Hue wraps. An image with less
     tissue than `LEAST_TISSUE` comes back as it was, up to the round trip through the space (1e-4).
 
-    Nothing waits for the device.
+    Nothing waits for the device. On a CPU with numba, a compiled kernel does the same (within 1e-4).
 
     Args:
         images: float32 [B, 3, h, w] RGB in 0..1; overwritten.
@@ -130,6 +134,9 @@ def restain(
     Returns:
         float32 [B, 3, h, w] RGB in 0..1.
     """
+    compiled = kernel("restain", images) if space in MATRICES else None
+    if compiled is not None:
+        return _restain_compiled(compiled, images, target, space, tissue_only, keep_background, strength)
     weight = tissue_weight(images)
     # Whether an image is stained at all, as a factor: a branch would wait for the device.
     blend = (tissue_share(weight) >= LEAST_TISSUE).to(images.dtype).mul_(strength).view(-1, 1, 1, 1)
@@ -146,10 +153,47 @@ def restain(
             torch.maximum(planes[:, 1:2], greenest, out=planes[:, 1:2])
     else:
         planes.mul_(gain.add_(1.0)).add_(shift.add_(mean))
-    for plane, ends, factor, zero in zip(planes.unbind(1), _ENDS[space], *UNITS[space], strict=True):
+    for plane, ends in zip(planes.unbind(1), _ends(space), strict=True):
         if ends is not None:
-            plane.clamp_((ends[0] - zero) / factor, (ends[1] - zero) / factor)
+            plane.clamp_(*ends)
     return from_planes_(planes, space)
+
+
+def _ends(space: Space) -> list[tuple[float, float] | None]:
+    """Return `_ENDS` in planes."""
+    return [
+        None if ends is None else ((ends[0] - zero) / factor, (ends[1] - zero) / factor)
+        for ends, factor, zero in zip(_ENDS[space], *UNITS[space], strict=True)
+    ]
+
+
+def _restain_compiled(
+    compiled: Kernel,
+    images: Tensor,
+    target: Tensor,
+    space: Space,
+    tissue_only: bool,
+    keep_background: bool,
+    strength: float,
+) -> Tensor:
+    """`restain` by `eosin.augment.compiled`."""
+    images = images.contiguous()
+    scale, offset = _units(space, images.device)
+    wanted = target.view(-1, SIZE).sub(offset.view(1, SIZE)).div_(scale.view(1, SIZE)).expand(len(images), SIZE)
+    compiled(
+        images.flatten(2).numpy(),
+        wanted.contiguous().numpy(),
+        strength,
+        tissue_only,
+        keep_background,
+        list(CHANNELS).index(space),
+        *MATRICES[space],
+        np.array([ends or (-_HUGE, _HUGE) for ends in _ends(space)], dtype=np.float32),
+        LEAST_WEIGHT,
+        LEAST_TISSUE,
+        MOST_GAIN,
+    )
+    return images
 
 
 @lru_cache(maxsize=16)

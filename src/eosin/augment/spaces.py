@@ -28,6 +28,7 @@ from eosin.augment.logarithm import exp2_, log2_
 
 __all__ = [
     "CHANNELS",
+    "MATRICES",
     "UNITS",
     "XYZ_FROM_RGB",
     "Space",
@@ -63,6 +64,9 @@ XYZ_FROM_RGB = np.array(
 _YXZ = XYZ_FROM_RGB[[1, 0, 2]]
 _TO_YXZ = (_YXZ / SLOPE).astype(np.float32)
 _FROM_YXZ = (np.linalg.inv(_YXZ) * SLOPE).astype(np.float32)
+
+MATRICES: dict[Space, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {"lab": (_TO_YXZ, _FROM_YXZ)}
+"""What the channels are multiplied by to planes and back, for the spaces that `eosin.augment.compiled` knows."""
 
 _DARKEST = 1e-6
 # From and to the binary logarithm of RGB.

@@ -1,0 +1,240 @@
+"""Compiled loops against PyTorch's way, and that they are there, or quietly are not, wherever eosin runs."""
+
+import importlib.util
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eosin.augment import kernels
+from eosin.augment.kernels import kernel
+from eosin.augment.randstainna import restain
+from eosin.augment.spaces import CHANNELS, MATRICES
+
+# By how much a displayed value may differ between the two ways.
+SAME = 1e-4
+
+SPACES = list(MATRICES)
+AIMS = {
+    "lab": [158.0, 151.2, 116.8, 36.9, 8.1, 6.1],
+    "hsv": [140.0, 80.0, 185.0, 20.0, 30.0, 32.0],
+    "hed": [0.03, 0.02, 0.01, 0.02, 0.02, 0.01],
+}
+
+needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
+
+
+def images_of(n=3, height=40, width=44, seed=0):
+    """Smooth stain, a strip of glass."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(n, 3, 6, 6, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
+    images = torch.tensor([0.35, 0.15, 0.4]).view(3, 1, 1) + smooth * torch.tensor([0.5, 0.6, 0.4]).view(3, 1, 1)
+    images[..., : max(width // 8, 1)] = 0.94
+    return images
+
+
+def aims_of(space, n=3):
+    return torch.tensor(AIMS[space]) * torch.linspace(0.9, 1.1, n)[:, None]
+
+
+def stained(space="lab", height=40, width=44, **options):
+    return restain(images_of(3, height, width), aims_of(space), space=space, **options)
+
+
+def without(monkeypatch, function, *arguments, **options):
+    with monkeypatch.context() as patch:
+        patch.setenv("EOSIN_NUMBA", "0")
+        return function(*arguments, **options)
+
+
+@needs_numba
+@pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("keep_background", [False, True])
+@pytest.mark.parametrize("tissue_only", [False, True])
+@pytest.mark.parametrize("space", SPACES)
+def test_restain_is_the_same_either_way(monkeypatch, space, tissue_only, keep_background, strength):
+    options = {"tissue_only": tissue_only, "keep_background": keep_background, "strength": strength}
+    plain = without(monkeypatch, stained, space, **options)
+    torch.testing.assert_close(stained(space, **options), plain, rtol=0, atol=SAME)
+
+
+@needs_numba
+@pytest.mark.parametrize("space", SPACES)
+@given(
+    seed=st.integers(0, 999),
+    side=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    color=st.sampled_from([None, 0.0, 1.0, 0.5, 0.003]),
+    spread=st.sampled_from([0.0, 0.01, 1.0]),
+)
+def test_any_image_is_the_same_either_way(space, seed, side, color, spread):
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.rand(1, 3, 1, 1, generator=generator) if color is None else color
+    images = (base + spread * (torch.rand(1, 3, *side, generator=generator) - 0.5)).clamp(0, 1).expand(1, 3, *side)
+    aim = aims_of(space, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        compiled = restain(images.clone(), aim, space=space)
+        plain = without(patch, restain, images.clone(), aim, space=space)
+    # A gain of up to 10 multiplies what rounding leaves.
+    torch.testing.assert_close(compiled, plain, rtol=0, atol=5 * SAME)
+
+
+@needs_numba
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30, -1.0, 2.0])
+@pytest.mark.parametrize("space", SPACES)
+def test_colors_come_out_even_of_what_is_none(space, value):
+    images = images_of()
+    images[1, :, 3, 5] = value
+    images[2] = value
+    for keep_background in (False, True):
+        result = restain(images.clone(), aims_of(space), space=space, keep_background=keep_background)
+        assert torch.isfinite(result).all()
+        assert result.min() >= 0
+        assert result.max() <= 1
+
+
+@needs_numba
+@pytest.mark.parametrize("space", SPACES)
+def test_memory_layout_changes_no_bit(space):
+    images, aims = images_of(), aims_of(space)
+    expected = restain(images.clone(), aims, space=space)
+    last = images.to(memory_format=torch.channels_last)
+    wide = torch.zeros(3, 3, 80, 90)[:, :, ::2, 1:45]
+    wide.copy_(images)
+    for other in (last, wide, images.transpose(2, 3).contiguous().transpose(2, 3)):
+        assert torch.equal(restain(other, aims, space=space), expected)
+    assert torch.equal(restain(images[:1].expand(3, -1, -1, -1), aims, space=space)[0], expected[0])
+
+
+@needs_numba
+@pytest.mark.parametrize("space", SPACES)
+def test_threads_change_no_bit(space):
+    expected = stained(space, 96, 97)
+    results = {}
+
+    def work(number):
+        results[number] = [stained(space, 96, 97) for _ in range(4)]
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(result, expected) for many in results.values() for result in many)
+
+
+@needs_numba
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_workers_make_the_same_bits(method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    expected = stained()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
+        made = pool.submit(restain, images_of(), aims_of("lab"), space="lab").result()
+        assert torch.equal(made, expected)
+
+
+# Which way is taken
+
+
+@needs_numba
+def test_numba_is_taken_where_it_can_be(monkeypatch):
+    images = images_of()
+    monkeypatch.delenv("EOSIN_NUMBA", raising=False)
+    assert kernel("restain", images) is not None
+    assert kernel("restain", images.double()) is None
+    assert kernel("restain", images.to("meta")) is None
+    assert kernel("restain", images.requires_grad_()) is None
+    monkeypatch.setenv("EOSIN_NUMBA", "0")
+    assert kernel("restain", images.detach()) is None
+
+
+@needs_numba
+def test_arguments_of_other_types_are_an_error():
+    compiled = kernel("restain", images_of())
+    with pytest.raises(TypeError):
+        compiled(images_of().numpy())
+
+
+def test_without_numba_pytorch_computes(monkeypatch):
+    plain = without(monkeypatch, stained)
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+    kernels._load.cache_clear()
+    try:
+        assert torch.equal(stained(), plain)
+    finally:
+        kernels._load.cache_clear()
+
+
+@needs_numba
+def test_what_cannot_be_compiled_is_told_once(monkeypatch, capsys):
+    from eosin.augment import compiled
+
+    plain = without(monkeypatch, stained)
+    monkeypatch.setitem(compiled.SIGNATURES, "restain", "void(unicode_type)")
+    kernels._load.cache_clear()
+    try:
+        assert torch.equal(stained(), plain)
+        assert torch.equal(stained(), plain)
+    finally:
+        kernels._load.cache_clear()
+    told = capsys.readouterr().err
+    assert told.count("not compiled") == 1
+    assert "EOSIN_NUMBA=0" in told
+
+
+SCRIPT = """
+import sys, torch
+assert "numba" not in sys.modules
+import eosin.augment
+assert "numba" not in sys.modules, "numba is imported before it is needed"
+from eosin.augment.kernels import kernel
+from eosin.augment.randstainna import restain
+images = torch.linspace(0, 1, 3 * 64).view(1, 3, 8, 8)
+assert kernel("restain", images) is not None
+aim = torch.tensor([[158.0, 151.2, 116.8, 36.9, 8.1, 6.1]])
+print(restain(images, aim, space="lab").sum().item())
+"""
+
+
+def run(folder):
+    place = {"NUMBA_CACHE_DIR": str(folder), "EOSIN_NUMBA": "1"}
+    result = subprocess.run([sys.executable, "-c", SCRIPT], env=os.environ | place, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert not result.stderr
+    return float(result.stdout)
+
+
+def here():
+    images = torch.linspace(0, 1, 3 * 64).view(1, 3, 8, 8)
+    return restain(images, torch.tensor([AIMS["lab"]]), space="lab").sum().item()
+
+
+@needs_numba
+def test_machine_code_is_kept_and_a_broken_cache_does_no_harm(tmp_path):
+    assert run(tmp_path) == here()
+    kept = sorted(path for path in tmp_path.rglob("*.nb?") if "restain" in path.name)
+    assert {path.suffix for path in kept} == {".nbi", ".nbc"}
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    assert run(tmp_path) == here()
+    assert before == {path: path.stat().st_mtime_ns for path in kept}
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:100])
+    assert run(tmp_path) == here()
+
+
+@needs_numba
+def test_no_folder_to_keep_machine_code_in_does_no_harm(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    assert run(tmp_path / "file" / "cache") == here()
+
+
+def test_the_spaces_are_numbered_as_the_kernels_count_them():
+    assert list(CHANNELS) == ["lab", "hsv", "hed"]
