@@ -1,0 +1,38 @@
+"""Which tiles are looked at: a part that stands for the whole, and the same one every time."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from eosin.core.draws import permuted, stream_seed
+from eosin.describe.columns import Columns
+
+__all__ = ["choose_rows"]
+
+Int64Array = npt.NDArray[np.int64]
+
+
+def choose_rows(columns: Columns, sample: int, seed: int) -> Int64Array:
+    """Choose tiles by systematic sampling: ordered by slide, label and split, within these at random, every n-th.
+
+    Each slide (or, where slides are unknown, each patient) has as many of them as its share of the tiles, rounded up
+    or down, and within it each label; so shares in the sample estimate those of the source without weights.
+
+    Args:
+        columns: Of the source.
+        sample: Tiles to choose; 0 or more than there are takes all.
+        seed: Seed of the order within a slide.
+
+    Returns:
+        int64 [n], ascending.
+    """
+    total = columns.total
+    if sample <= 0 or sample >= total:
+        return np.arange(total, dtype=np.int64)
+    keys = [permuted(np.arange(total), total, stream_seed(seed, "describe"))]
+    origin = columns.slide if columns.slide is not None else columns.patient
+    keys += [column.codes for column in (columns.split, columns.label, origin) if column is not None]
+    order = np.lexsort(keys)
+    places = (2 * np.arange(sample, dtype=np.int64) + 1) * total // (2 * sample)
+    return np.sort(order[places]).astype(np.int64)
