@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from eosin.slides.discover import SLIDE_SUFFIXES
 from eosin.slides.errors import UnusableSlide
+from eosin.slides.levels import Level
+from eosin.slides.opening import open_slide
+from eosin.slides.resample import resample_area
+from eosin.slides.slide import Slide
 
 __all__ = [
+    "SLIDE_SUFFIXES",
+    "Level",
+    "Slide",
     "UnusableSlide",
+    "open_slide",
+    "resample_area",
 ]

@@ -1,0 +1,146 @@
+"""The fast way into pyramidal TIFFs: whole source tiles, each decoded once, kept while there is room."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from eosin.slides.backend import Backend, TileCache
+from eosin.slides.levels import Level, lay_levels
+from eosin.slides.mpp import Scale
+from eosin.slides.resample import UInt8Array
+from eosin.slides.tiff_decode import NotFast, Pixels, quiet
+from eosin.slides.tiff_pages import check_chain, find_levels
+
+__all__ = ["TiffSlide"]
+
+_TileReader = Callable[[int, int], UInt8Array]
+
+
+class TiffSlide:
+    """A slide in a TIFF: Aperio, OME-TIFF, or any with its levels as pages or SubIFDs.
+
+    Args:
+        path: The file.
+        cache_bytes: Most bytes of decoded tiles to keep.
+
+    Raises:
+        NotFast: If it is stored in a way that this reader does not read.
+        UnusableSlide: If it is truncated or damaged.
+    """
+
+    def __init__(self, path: Path, cache_bytes: int) -> None:
+        import tifffile
+
+        self._file = os.open(path, os.O_RDONLY)
+        try:
+            size = os.fstat(self._file).st_size
+            check_chain(self._file, size)
+            with quiet():
+                try:
+                    with tifffile.TiffFile(path) as tif:
+                        found = find_levels(tif)
+                        self._pixels = [Pixels(pages, self._file) for pages in found.levels]
+                except (tifffile.TiffFileError, ValueError, IndexError, KeyError, AttributeError) as error:
+                    raise NotFast(str(error) or type(error).__name__) from None
+            for pixels in self._pixels:
+                pixels.check_extent(size)
+        except BaseException:
+            os.close(self._file)
+            raise
+        self.format = found.format
+        self.scale: Scale = replace(found.scale, notes=(*found.scale.notes, *found.notes))
+        self.levels: tuple[Level, ...] = lay_levels([(pixels.width, pixels.height) for pixels in self._pixels])
+        self._cache = TileCache(cache_bytes)
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> UInt8Array:
+        """Read a region inside a level: uint8 [height, width, 3]."""
+        pixels = self._pixels[level]
+
+        def tile(row: int, column: int) -> UInt8Array:
+            key = (level, row, column)
+            decoded = self._cache.get(key)
+            if decoded is None:
+                decoded = pixels.tile(row, column)
+                self._cache.put(key, decoded)
+            return decoded
+
+        return _assembled(tile, (pixels.tile_width, pixels.tile_height), x, y, width, height)
+
+    def origin(self, level: int, x: int, y: int) -> tuple[float, float]:
+        """Return where a region read at (x, y) lies: there."""
+        return float(x), float(y)
+
+    def band(self, level: int) -> int:
+        """Return the height of a source tile."""
+        return self._pixels[level].tile_height
+
+    def reduced(self, level: int, factor: float) -> tuple[Backend, int] | None:
+        """Offer JPEG tiles reduced by 8, 4 or 2 while they are decoded, at most half of the factor wanted."""
+        pixels = self._pixels[level]
+        for whole in (8, 4, 2):
+            if pixels.jpeg and 2 * whole <= factor and pixels.tile_width % whole == pixels.tile_height % whole == 0:
+                return _Shrunk(self, pixels, self.levels[level], whole, self._cache.capacity), whole
+        return None
+
+    def close(self) -> None:
+        """Close the file and let go of the tiles."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        self._cache.clear()
+
+
+class _Shrunk:
+    """One level of JPEG tiles, decoded at a fraction of its size; whole pixels of the fraction only."""
+
+    def __init__(self, slide: TiffSlide, pixels: Pixels, level: Level, factor: int, cache_bytes: int) -> None:
+        self.format, self.scale = slide.format, slide.scale
+        self._pixels, self._factor = pixels, factor
+        self._cache = TileCache(cache_bytes)
+        x, y = level.downsample
+        size = max(1, level.width // factor), max(1, level.height // factor)
+        self.levels: tuple[Level, ...] = (Level(*size, (x * factor, y * factor)),)
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> UInt8Array:
+        def tile(row: int, column: int) -> UInt8Array:
+            decoded = self._cache.get((row, column))
+            if decoded is None:
+                decoded = self._pixels.shrunk_tile(row, column, self._factor)
+                self._cache.put((row, column), decoded)
+            return decoded
+
+        size = self._pixels.tile_width // self._factor, self._pixels.tile_height // self._factor
+        return _assembled(tile, size, x, y, width, height)
+
+    def origin(self, level: int, x: int, y: int) -> tuple[float, float]:
+        return float(x), float(y)
+
+    def band(self, level: int) -> int:
+        return self._pixels.tile_height // self._factor
+
+    def reduced(self, level: int, factor: float) -> None:
+        return None
+
+    def close(self) -> None:
+        self._cache.clear()
+
+
+def _assembled(tile: _TileReader, size: tuple[int, int], x: int, y: int, width: int, height: int) -> UInt8Array:
+    """Copy the parts of source tiles that a region touches into one array."""
+    tile_width, tile_height = size
+    out = np.empty((height, width, 3), np.uint8)
+    for row in range(y // tile_height, (y + height - 1) // tile_height + 1):
+        top = max(y, row * tile_height)
+        bottom = min(y + height, (row + 1) * tile_height)
+        for column in range(x // tile_width, (x + width - 1) // tile_width + 1):
+            left = max(x, column * tile_width)
+            right = min(x + width, (column + 1) * tile_width)
+            down, across = row * tile_height, column * tile_width
+            source = tile(row, column)[top - down : bottom - down, left - across : right - across]
+            out[top - y : bottom - y, left - x : right - x] = source
+    return out
