@@ -71,5 +71,5 @@ def test_the_encoder_takes_the_short_way(monkeypatch):
     expected = encoder.backbone(images)
     called = []
     encoder.backbone.blocks[-1].register_forward_hook(lambda *_: called.append(True))
-    torch.testing.assert_close(encoder(images), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(encoder(images), expected, rtol=1e-4, atol=1e-5)
     assert not called

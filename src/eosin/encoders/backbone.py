@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eosin.core.errors import EosinError, nearest
+from eosin.encoders.attention import choose_attention
 from eosin.encoders.base import Card, Encoder
 from eosin.encoders.class_token import class_token, reads_class_token_only
 
@@ -25,6 +26,7 @@ class TimmEncoder(Encoder):
     def __init__(self, card: Card, backbone: nn.Module) -> None:
         super().__init__(card, backbone)
         self._class_token_only = reads_class_token_only(backbone)
+        choose_attention(backbone)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed float32 [B, 3, H, W], normalised, as [B, width]."""

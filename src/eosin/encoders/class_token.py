@@ -15,6 +15,8 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from eosin.encoders.attention import plain_is_cheaper
+
 __all__ = ["class_token", "reads_class_token_only"]
 
 
@@ -75,6 +77,10 @@ def _attend(attention: Any, tokens: Tensor) -> Tensor:
     # LayerNorm of queries and keys gives float32 under autocast; what is attended with must have one type.
     query, key = attention.q_norm(query).to(value.dtype), attention.k_norm(key).to(value.dtype)
     dropout = attention.attn_drop.p if attention.training else 0.0
-    seen = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    if plain_is_cheaper(tokens):
+        weights = ((query * attention.scale) @ key.transpose(-2, -1)).softmax(dim=-1)
+        seen = F.dropout(weights, dropout) @ value
+    else:
+        seen = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
     seen = seen.transpose(1, 2).reshape(batch, 1, split)
     return attention.proj_drop(attention.proj(attention.norm(seen)))
