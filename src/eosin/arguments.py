@@ -15,8 +15,9 @@ import operator
 import re
 import shlex
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -90,6 +91,14 @@ def _options(verb: Verb) -> set[str]:
     return {f"--{p.name.replace('_', '-')}" for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
+def _repeatable(verb: Verb) -> set[str]:
+    """Options that may be given several times: those annotated with tyro's UseAppendAction."""
+    hints = typing.get_type_hints(verb, include_extras=True)
+    marked = {name for name, hint in hints.items() if typing.get_origin(hint) is Annotated}
+    append = typing.get_args(tyro.conf.UseAppendAction[int])[1:]
+    return {f"--{name.replace('_', '-')}" for name in marked if set(append) & set(typing.get_args(hints[name])[1:])}
+
+
 def _check_options(name: str, verb: Verb, words: Sequence[str]) -> None:
     """Refuse an unknown or missing option in one line, before the parser would in several."""
     signature = inspect.signature(verb)
@@ -98,11 +107,11 @@ def _check_options(name: str, verb: Verb, words: Sequence[str]) -> None:
     for option in sorted(given - known):
         hint = nearest(option, known) if known else f"see `eosin {name} --help`"
         raise EosinError(f"eosin {name}: unknown option '{option}'; {hint}")
-    for option in sorted(given - {"--field"}):
+    for option in sorted(given):
         places = [at for at, word in enumerate(words) if word.partition("=")[0].replace("_", "-") == option]
-        if len(places) > 1:
+        if len(places) > 1 and option not in _repeatable(verb):
             raise EosinError(f"eosin {name}: {option} is given twice; keep one")
-        if [*words[places[0]].split("=")[1:], *words[places[0] + 1 :]][:1] == [""]:
+        if option != "--field" and [*words[places[0]].split("=")[1:], *words[places[0] + 1 :]][:1] == [""]:
             raise EosinError(f"eosin {name}: the value of {option} is empty; give one")
     required = [
         f"--{p.name.replace('_', '-')}"

@@ -24,6 +24,7 @@ from eosin.arguments import command_line, listed, output, print_help, print_verb
 from eosin.core.console import console
 from eosin.core.errors import EosinError, nearest
 from eosin.stain_verbs import stain_fit, stain_preview, stain_probe
+from eosin.tile_verbs import data_describe, data_export, tile
 
 __all__ = ["main"]
 
@@ -261,7 +262,10 @@ def doctor() -> int:
 
 VERBS: dict[str, Callable[..., int]] = {
     "demo": demo,
+    "tile": tile,
     "data pack": data_pack,
+    "data describe": data_describe,
+    "data export": data_export,
     "pretrain": pretrain,
     "export": export,
     "embed": embed,

@@ -274,17 +274,25 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 class DirectoryLock:
-    """An exclusive hold on an output directory, released by the kernel when the process ends, however it ends."""
+    """A hold on an output directory, released by the kernel when the process ends, however it ends.
 
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / ".lock"
+    Args:
+        directory: The directory; must exist.
+        name: File that stands for the hold.
+        shared: Let others hold it too, as long as they share it.
+        wait: Wait for others to let go, instead of refusing.
+    """
+
+    def __init__(self, directory: Path, name: str = ".lock", *, shared: bool = False, wait: bool = False) -> None:
+        self.path = directory / name
+        self._how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
         self._file: IO[str] | None = None
 
     def __enter__(self) -> DirectoryLock:
         with storage_errors(self.path):
             file = open(self.path, "a+", encoding="utf-8")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, self._how)
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "another process"

@@ -13,6 +13,7 @@ Layout of a store, version 2::
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -75,7 +76,7 @@ class ShardWriter:
     """Write one shard to an open binary file.
 
     Args:
-        file: Opened for writing, empty.
+        file: Empty, opened for writing by a descriptor that can also be read ("w+b").
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -104,11 +105,8 @@ class ShardWriter:
         self._batches.append((batch.drop_columns(["image"]), digests))
         self._pending, self._pending_bytes = [], 0
 
-    def close(self, path: Path) -> Any:
-        """Finish the shard.
-
-        Args:
-            path: Where the file is, to find the images in it.
+    def close(self) -> Any:
+        """Finish the shard; the file stays open.
 
         Returns:
             The shard's rows of the manifest: a pyarrow table whose `shard` is 0.
@@ -118,7 +116,7 @@ class ShardWriter:
         self._file.flush()
         tables = []
         row = 0
-        places = _places(path) if self._batches else []
+        places = _places(self._file) if self._batches else []
         for (batch, digests), (offset, length) in zip(self._batches, places, strict=True):
             count = len(batch)
             extra = {
@@ -134,22 +132,20 @@ class ShardWriter:
         return pa.Table.from_batches(tables, MANIFEST_SCHEMA)
 
 
-def _places(path: Path) -> list[tuple[Any, Any]]:
-    """Return, for each record batch of a shard, where its images begin in the file (int64) and end (as lengths, int32).
+def _places(file: IO[bytes]) -> list[tuple[Any, Any]]:
+    """Return, for each record batch of a shard, where its images begin in the file (int64) and their lengths (int32).
 
     Read from the written file: Arrow gives columns of a memory map as views of it.
     """
+    whole = pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    reader = pa.ipc.open_file(whole)
     places = []
-    with pa.memory_map(str(path)) as mapped:
-        whole = mapped.read_buffer()
-        reader = pa.ipc.open_file(whole)
-        for number in range(reader.num_record_batches):
-            column = reader.get_batch(number)["image"]
-            _, offsets, data = column.buffers()
-            bounds = np.frombuffer(offsets, np.int32, count=len(column) + 1).astype(np.int64)
-            start = data.address if data is not None and data.size else whole.address
-            places.append((bounds[:-1] + (start - whole.address), np.diff(bounds).astype(np.int32)))
-        del column, offsets, data, reader, whole
+    for number in range(reader.num_record_batches):
+        column = reader.get_batch(number)["image"]
+        _, offsets, data = column.buffers()
+        bounds = np.frombuffer(offsets, np.int32, count=len(column) + 1).astype(np.int64)
+        start = data.address if data is not None and data.size else whole.address
+        places.append((bounds[:-1] + (start - whole.address), np.diff(bounds).astype(np.int32)))
     return places
 
 

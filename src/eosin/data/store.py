@@ -102,7 +102,7 @@ class StoreWriter:
         with storage_errors(self.out):
             if self._writer is None:
                 path = self.directory / "shards" / f"{len(self._shards):05d}.arrow"
-                self._file = open(path, "wb")  # noqa: SIM115 (closed with the shard)
+                self._file = open(path, "w+b")  # noqa: SIM115 (closed with the shard)
                 self._writer = ShardWriter(self._file)
             self._writer.add(
                 image,
@@ -125,7 +125,7 @@ class StoreWriter:
         if self._writer is None:
             return
         path = Path(self._file.name)
-        table = self._writer.close(path)
+        table = self._writer.close()
         os.fsync(self._file.fileno())
         self._file.close()
         self._manifest.append(in_shard(table, len(self._shards)))

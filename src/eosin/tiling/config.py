@@ -1,0 +1,56 @@
+"""What is cut from every slide."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from eosin.core.config import Config
+from eosin.slides import TissueConfig
+
+__all__ = ["TilingConfig"]
+
+_FINEST, _COARSEST = 0.05, 100.0
+
+
+class TilingConfig(Config):
+    """How slides are cut into tiles. All tiles of a store are cut by the same settings."""
+
+    mpp: tuple[float, ...] = (0.5,)
+    """µm/px of the tiles; several give several fields of view of the same tissue."""
+    size: Annotated[int, Field(ge=16, le=8192)] = 256
+    """Side of a tile in px."""
+    stride: Annotated[int, Field(ge=1)] | None = None
+    """Distance between neighboring tiles in px; the size, so that they touch, if not given."""
+    minimum_tissue: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of a tile that must be tissue, 0 to 1; with 0 every tile of the grid is kept."""
+    encoding: Literal["jpeg", "png"] = "jpeg"
+    """jpeg: without chroma subsampling, as color is what a stain is. png: without any loss, several times larger."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 90
+    """JPEG quality."""
+    tissue: TissueConfig = TissueConfig()
+    """How tissue is told from glass."""
+
+    @field_validator("mpp")
+    @classmethod
+    def _sensible(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if not values:
+            raise ValueError("give at least one µm/px")
+        for value in values:
+            if not _FINEST <= value <= _COARSEST:
+                raise ValueError(f"{value:g} µm/px is outside {_FINEST:g} to {_COARSEST:g}")
+        if len(set(values)) < len(values):
+            raise ValueError("a µm/px is given twice")
+        return tuple(sorted(values))
+
+    @model_validator(mode="after")
+    def _gaps(self) -> TilingConfig:
+        if self.stride is not None and self.stride > 64 * self.size:
+            raise ValueError(f"stride {self.stride} leaves out nearly everything; tiles are {self.size} px wide")
+        return self
+
+    @property
+    def tiles_a_part(self) -> int:
+        """Tiles of a slide that one process cuts before another may go on: about 256 megapixels."""
+        return max(64, min(4096, (1 << 28) // self.size**2))

@@ -1,0 +1,111 @@
+"""What a tiling shows while it runs and when it has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from eosin.core.console import console
+from eosin.tiling.jobs import SlideJob
+
+__all__ = ["TilingProgress", "slide_table"]
+
+# More rows than this scroll away unread.
+_ROWS = 40
+
+
+class TilingProgress:
+    """A live line: slides, tiles, tiles/s, GB written, time left by the share of the slides' bytes.
+
+    Args:
+        missing: The slides to cut.
+        kept: Slides that are done already.
+    """
+
+    def __init__(self, missing: Sequence[SlideJob], kept: int) -> None:
+        self.slides = 0
+        self._kept = kept
+        self._total = len(missing)
+        self._failed = 0
+        self._tiles = 0
+        self._bytes = 0
+        self._started = time.monotonic()
+        self._weight = {job.key: _bytes(job) for job in missing}
+        self._progress = Progress(
+            TextColumn("tiling"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[told]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("tiling", total=sum(self._weight.values()), told="")
+
+    def __enter__(self) -> TilingProgress:
+        self._update()
+        if self._total:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, job: SlideJob, share: float, tiles: int, size: int) -> None:
+        """Count a share of a slide, its tiles and their bytes."""
+        self._tiles += tiles
+        self._bytes += size
+        self._progress.advance(self._task, share * self._weight.get(job.key, 0))
+        self._update()
+
+    def ended(self, record: dict[str, Any]) -> None:
+        """Count a slide, and say so above the line if it has no tile."""
+        self.slides += 1
+        if not record["tiles"]:
+            self._failed += 1
+            console.print(f"[yellow]{escape(record['slide'])}[/yellow]: {escape(record['reason'])}")
+        self._update()
+
+    def _update(self) -> None:
+        rate = self._tiles / max(1e-9, time.monotonic() - self._started)
+        told = f"{self.slides:,}/{self._total:,} slides"
+        if self._failed:
+            told += f" ({self._failed:,} without tiles)"
+        told += f"  {self._tiles:,} tiles  {rate:,.0f}/s  {self._bytes / 1e9:.2f} GB"
+        self._progress.update(self._task, told=told)
+
+
+def _bytes(job: SlideJob) -> int:
+    try:
+        return max(1, job.path.stat().st_size)
+    except OSError:
+        return 1
+
+
+def slide_table(records: Sequence[dict[str, Any]]) -> Table:
+    """Return a table of slides: all of a few, else those without a tile."""
+    few = len(records) <= _ROWS
+    shown = list(records) if few else [record for record in records if not record["tiles"]][:_ROWS]
+    table = Table(title=None if few else f"Slides without a tile ({len(shown):,} of them shown)", title_justify="left")
+    table.add_column("slide", overflow="fold")
+    for name in ("tiles", "tissue mm²", "µm/px"):
+        table.add_column(name, justify="right")
+    table.add_column("status", overflow="fold")
+    for record in shown:
+        known = record["status"] != "failed"
+        table.add_row(
+            escape(record["slide"]),
+            f"{record['tiles']:,}",
+            f"{record['tissue_mm2']:.4g}" if known else "–",
+            f"{record['mpp_x']:.4g}" if known else "–",
+            escape(record["reason"] or "; ".join([record["status"], *record.get("notes", [])])),
+        )
+    return table

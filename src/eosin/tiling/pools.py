@@ -1,0 +1,172 @@
+"""Processes that cut slides: on this machine, or on a Ray cluster.
+
+Both take tasks with a tag and give back results in the order in which they end. Neither lets the death of a process
+(a library that crashes on a damaged slide, the kernel that wants memory back) end the run: the task's result is then a
+`ProcessDied`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Protocol
+
+from eosin.core.errors import EosinError
+
+__all__ = ["LocalPool", "Pool", "ProcessDied", "RayPool"]
+
+Task = Callable[..., Any]
+
+
+class ProcessDied(Exception):
+    """The process that worked on a task is gone."""
+
+
+class Pool(Protocol):
+    """Where tasks run."""
+
+    size: int
+    """Tasks that run at once."""
+
+    def submit(self, tag: Any, task: Task, *arguments: Any) -> None:
+        """Start a task, or let it wait for a free process."""
+
+    def next(self) -> tuple[Any, Any]:
+        """Wait for a task to end; return its tag and its result, or the exception that ended it."""
+
+    def close(self) -> None:
+        """End all processes, whatever they do."""
+
+
+def _prepare() -> None:
+    """Make a process leave Ctrl-C to the one that started it, and end with it, however that one ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+class LocalPool:
+    """Processes on this machine.
+
+    Args:
+        processes: How many.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self.size = processes
+        self._tags: dict[Future[Any], Any] = {}
+        self._executor = self._start()
+
+    def _start(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["eosin.tiling.cut"])
+        return ProcessPoolExecutor(self.size, mp_context=context, initializer=_prepare)
+
+    def submit(self, tag: Any, task: Task, *arguments: Any) -> None:
+        """Start a task, or let it wait for a free process."""
+        try:
+            future = self._executor.submit(task, *arguments)
+        except BrokenProcessPool:
+            self.restart()
+            future = self._executor.submit(task, *arguments)
+        self._tags[future] = tag
+
+    def next(self) -> tuple[Any, Any]:
+        """Wait for a task to end; return its tag and its result, or the exception that ended it."""
+        ended, _ = wait(self._tags, return_when=FIRST_COMPLETED)
+        future = ended.pop()
+        tag = self._tags.pop(future)
+        error = future.exception()
+        if isinstance(error, BrokenProcessPool):
+            return tag, ProcessDied("the process that read it was killed")
+        return tag, future.result() if error is None else error
+
+    def restart(self) -> None:
+        """Replace the processes; tasks under way end as `ProcessDied`."""
+        self.close()
+        self._executor = self._start()
+
+    def close(self) -> None:
+        """End all processes, whatever they do."""
+        processes = list((getattr(self._executor, "_processes", None) or {}).values())
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            with contextlib.suppress(OSError, ValueError):
+                process.kill()
+
+
+class RayPool:
+    """A Ray cluster whose hosts all see the slides and the output directory under the same paths.
+
+    Args:
+        address: The cluster's address; "local" starts one on this machine, "auto" joins the one that runs here.
+
+    Raises:
+        EosinError: If Ray is not installed, or no cluster answers there.
+    """
+
+    def __init__(self, address: str) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise EosinError("--ray: Ray is not installed; pip install 'eosin[ray]'") from None
+        self._ray = ray
+        try:
+            ray.init(
+                address=None if address == "local" else address,
+                log_to_driver=False,
+                include_dashboard=False if address == "local" else None,
+                logging_level="error",
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise EosinError(f"--ray {address}: no cluster answers ({str(error).splitlines()[0]})") from None
+        self.size = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._remote = ray.remote(num_cpus=1, max_retries=0)(_run)
+        self._tags: dict[Any, Any] = {}
+
+    def submit(self, tag: Any, task: Task, *arguments: Any) -> None:
+        """Start a task, or let it wait for a free process."""
+        self._tags[self._remote.remote(task, *arguments)] = tag
+
+    def next(self) -> tuple[Any, Any]:
+        """Wait for a task to end; return its tag and its result, or the exception that ended it."""
+        ended, _ = self._ray.wait(list(self._tags), num_returns=1)
+        tag = self._tags.pop(ended[0])
+        try:
+            return tag, self._ray.get(ended[0])
+        except self._ray.exceptions.RayTaskError as error:
+            return tag, error.cause if isinstance(error.cause, Exception) else error
+        except self._ray.exceptions.RayError as error:
+            return tag, ProcessDied(str(error).splitlines()[0])
+
+    def close(self) -> None:
+        """Leave the cluster; tasks under way are ended."""
+        for reference in self._tags:
+            self._ray.cancel(reference, force=True)
+        self._ray.shutdown()
+
+
+def _run(task: Task, *arguments: Any) -> Any:
+    return task(*arguments)
+
+
+@contextlib.contextmanager
+def closing(pool: Pool) -> Iterator[Pool]:
+    """End a pool's processes on leaving."""
+    try:
+        yield pool
+    finally:
+        pool.close()

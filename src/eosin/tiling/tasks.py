@@ -1,0 +1,60 @@
+"""The tasks that a pool's processes run, one call each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eosin.slides import Slide, UnusableSlide
+from eosin.tiling.cut import Chosen, CutPart, Plan, cut_part, open_for, plan_slide
+from eosin.tiling.jobs import SlideJob
+
+__all__ = ["begin_slide", "continue_slide"]
+
+# The slide that this process read last: parts of one slide often follow each other.
+_last: dict[SlideJob, Slide] = {}
+
+
+def _opened(job: SlideJob) -> Slide:
+    if job not in _last:
+        _let_go()
+        _last[job] = open_for(job)
+    return _last[job]
+
+
+def _let_go() -> None:
+    while _last:
+        _last.popitem()[1].close()
+
+
+def begin_slide(job: SlideJob, out: Path) -> tuple[Plan, list[CutPart]]:
+    """Plan a slide and, where one part is all of it, cut it.
+
+    Raises:
+        UnusableSlide: If it cannot be cut.
+        EosinError: If the output cannot be written.
+    """
+    try:
+        slide = _opened(job)
+        plan = plan_slide(slide, job, out / "previews")
+        parts = []
+        if 0 < len(plan.chosen) <= job.config.tiles_a_part:
+            parts.append(cut_part(slide, job, plan.chosen, 0, out / "shards"))
+        return plan, parts
+    except OSError as error:
+        raise UnusableSlide(f"cannot be read ({error.strerror or error})") from None
+    finally:
+        _let_go()
+
+
+def continue_slide(job: SlideJob, out: Path, chosen: Chosen, part: int) -> CutPart:
+    """Cut a part of a planned slide.
+
+    Raises:
+        UnusableSlide: If it cannot be read.
+        EosinError: If the output cannot be written.
+    """
+    try:
+        return cut_part(_opened(job), job, chosen, part, out / "shards")
+    except OSError as error:
+        _let_go()
+        raise UnusableSlide(f"cannot be read ({error.strerror or error})") from None

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from eosin.core.errors import EosinError
+from eosin.slides import UnusableSlide
+from eosin.tiling.pools import LocalPool, ProcessDied, RayPool, closing
+
+
+def double(value: int) -> int:
+    return 2 * value
+
+
+def refuse(value: int) -> int:
+    raise UnusableSlide(f"no {value}")
+
+
+def die(value: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return value
+
+
+def sleep(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def test_results_and_exceptions_come_back_with_their_tags() -> None:
+    with closing(LocalPool(2)) as pool:
+        for number in range(4):
+            pool.submit(number, double, number)
+        pool.submit("bad", refuse, 7)
+        results = dict(pool.next() for _ in range(5))
+    bad = results.pop("bad")
+    assert results == {number: 2 * number for number in range(4)}
+    assert isinstance(bad, UnusableSlide)
+    assert str(bad) == "no 7"
+
+
+def test_a_dead_process_does_not_end_the_pool() -> None:
+    with closing(LocalPool(1)) as pool:
+        pool.submit("dead", die, 1)
+        tag, result = pool.next()
+        assert tag == "dead"
+        assert isinstance(result, ProcessDied)
+        pool.submit("after", double, 21)
+        assert pool.next() == ("after", 42)
+
+
+def test_closing_ends_what_is_under_way() -> None:
+    pool = LocalPool(1)
+    pool.submit("first", sleep, 0.0)
+    _, process = pool.next()
+    pool.submit("long", sleep, 600.0)
+    time.sleep(0.2)
+    pool.close()
+    gone(process)
+
+
+def gone(process: int) -> None:
+    for _ in range(100):
+        try:
+            os.kill(process, 0)
+            with open(f"/proc/{process}/stat") as file:
+                if file.read().rsplit(")", 1)[1].split()[0] == "Z":
+                    return
+        except (ProcessLookupError, FileNotFoundError):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"process {process} still runs")
+
+
+def test_processes_end_with_the_one_that_started_them() -> None:
+    code = """
+import sys, time
+from eosin.tiling.pools import LocalPool
+import os
+pool = LocalPool(1)
+pool.submit(0, os.getpid)
+print(pool.next()[1], flush=True)
+pool.submit(1, time.sleep, 600)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        process = int(parent.stdout.readline())
+        parent.kill()
+        gone(process)
+
+
+def test_ray_on_a_real_local_cluster() -> None:
+    pytest.importorskip("ray")
+    with closing(RayPool("local")) as pool:
+        assert pool.size >= 1
+        pool.submit("fine", abs, -3)
+        pool.submit("bad", float, "no number")
+        pool.submit("dead", os._exit, 9)
+        results = dict(pool.next() for _ in range(3))
+    assert results["fine"] == 3
+    assert isinstance(results["bad"], ValueError)
+    assert isinstance(results["dead"], ProcessDied)
+
+
+def test_ray_without_a_cluster_says_so() -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(EosinError, match="--ray auto: no cluster answers"):
+        RayPool("auto")

@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eosin.core.errors import EosinError, StorageError
+from eosin.core.files import DirectoryLock
+from eosin.data import open_tiles
+from eosin.tiling import Extras, TilingConfig, parse_shard, tile_slides
+from eosin.tiling.config import TilingConfig as Config
+
+WriteSlide = Callable[..., Path]
+CONFIG = TilingConfig(mpp=(0.5,), size=128)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Hash of every file but the locks."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".lock"))
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture
+def slides(tmp_path: Path, write: WriteSlide) -> Path:
+    write(tmp_path / "slides/a/one.svs", kind="svs")
+    write(tmp_path / "slides/b/one.svs", kind="svs")
+    write(tmp_path / "slides/two.tiff")
+    write(tmp_path / "slides/three.ome.tif", kind="ome-tiff")
+    return tmp_path / "slides"
+
+
+def test_tiles_are_the_slide_at_a_physical_scale(tmp_path: Path, write: WriteSlide) -> None:
+    write(tmp_path / "s.tiff", quality=None)
+    config = TilingConfig(mpp=(0.5, 1.0), size=128, encoding="png")
+    summary = tile_slides([tmp_path / "s.tiff"], tmp_path / "out", config)
+    tiles = open_tiles(tmp_path / "out")
+    assert summary.tiles == len(tiles) == 8 * 6 + 4 * 3
+    table = tiles.names
+    assert "s/0.5/x128_y256" in set(table)
+    from tests.tiling.conftest import tissue_at
+
+    for row in range(len(tiles)):
+        mpp, x, y = tiles.mpp[row], int(tiles.x[row]), int(tiles.y[row])
+        pixels = tiles.image(row)
+        if mpp == 0.5:
+            np.testing.assert_array_equal(pixels, tissue_at(x, y, 128, 128).transpose(2, 0, 1))
+        else:
+            exact = tissue_at(x, y, 256, 256).reshape(128, 2, 128, 2, 3).mean(axis=(1, 3))
+            assert np.abs(pixels - exact.transpose(2, 0, 1)).max() <= 0.5
+
+
+def test_what_a_store_says_of_its_tiles(tmp_path: Path, slides: Path) -> None:
+    import pyarrow.parquet
+
+    extras = Extras(patient=r"^(\w)/")
+    summary = tile_slides([slides], tmp_path / "out", CONFIG, extras=extras)
+    manifest = pyarrow.parquet.read_table(tmp_path / "out/manifest.parquet").to_pylist()
+    assert summary.tiles == len(manifest) == 4 * 48
+    assert [record["slide"] for record in summary.records] == ["a/one", "b/one", "three", "two"]
+    first = manifest[0]
+    assert (first["slide"], first["patient"], first["mpp"]) == ("a/one", "a", 0.5)
+    assert (first["level0_width"], first["level0_height"], first["tissue"]) == (128.0, 128.0, 1.0)
+    with open(tmp_path / "out/slides.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["tiles"] for row in rows] == ["48"] * 4
+    assert rows[0]["mpp_source"].startswith("aperio")
+    assert float(rows[0]["tissue_mm2"]) == pytest.approx(1024 * 768 * 0.25e-6, rel=0.05)
+    assert all((tmp_path / "out" / row["preview"]).stat().st_size > 0 for row in rows)
+
+
+def test_the_same_whatever_the_processes_and_parts_of_an_array(
+    tmp_path: Path, slides: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tile_slides([slides], tmp_path / "one", CONFIG, processes=1)
+    tile_slides([slides], tmp_path / "three", CONFIG, processes=3)
+    for part in (2, 0, 1):
+        tile_slides([slides], tmp_path / "array", CONFIG, shard=(part, 3))
+    assert contents(tmp_path / "one") == contents(tmp_path / "three") == contents(tmp_path / "array")
+
+
+def test_a_large_slide_is_cut_in_parts(tmp_path: Path, slides: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TilingConfig(mpp=(0.5,), size=16)
+    assert config.tiles_a_part == 4096
+    summary = tile_slides([slides / "two.tiff"], tmp_path / "whole", config, processes=2)
+    assert len(summary.records[0]["shards"]) == 1
+    small = TilingConfig(mpp=(0.25 * 2,), size=8 * 2, stride=10)
+    summary = tile_slides([slides / "two.tiff"], tmp_path / "parts", small, processes=2)
+    shards = summary.records[0]["shards"]
+    assert len(shards) == 2
+    assert sum(shard["tiles"] for shard in shards) == summary.tiles == len(open_tiles(tmp_path / "parts"))
+    tile_slides([slides / "two.tiff"], tmp_path / "again", small, processes=1)
+    assert contents(tmp_path / "again") == contents(tmp_path / "parts")
+
+
+def test_only_what_is_missing_is_cut(tmp_path: Path, slides: Path, write: WriteSlide) -> None:
+    out = tmp_path / "out"
+    first = tile_slides([slides], out, CONFIG)
+    assert (first.cut, first.kept) == (4, 0)
+    before = contents(out)
+    again = tile_slides([slides], out, CONFIG)
+    assert (again.cut, again.kept) == (0, 4)
+    assert contents(out) == before
+    write(slides / "four.tiff")
+    third = tile_slides([slides], out, CONFIG)
+    assert (third.cut, third.kept, third.tiles) == (1, 4, 5 * 48)
+
+
+def test_a_replaced_slide_is_cut_again_and_a_copied_one_is_not(
+    tmp_path: Path, slides: Path, write: WriteSlide, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    tile_slides([slides], out, CONFIG)
+    os.utime(slides / "two.tiff", (1, 1))
+    assert tile_slides([slides], out, CONFIG).cut == 0
+    write(slides / "two.tiff", width=900)
+    summary = tile_slides([slides], out, CONFIG)
+    assert summary.cut == 1
+    assert "'two' (the file was replaced)" in capsys.readouterr().err
+    assert next(record for record in summary.records if record["slide"] == "two")["tiles"] == 7 * 6
+    shutil.rmtree(tmp_path / "fresh", ignore_errors=True)
+    tile_slides([slides], tmp_path / "fresh", CONFIG)
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_a_slide_keeps_its_name_when_another_comes_beside_it(tmp_path: Path, slides: Path, write: WriteSlide) -> None:
+    out = tmp_path / "out"
+    tile_slides([slides], out, CONFIG)
+    write(slides / "two.tif")
+    summary = tile_slides([slides], out, CONFIG)
+    assert (summary.cut, summary.kept) == (1, 4)
+    assert {record["slide"] for record in summary.records} == {"a/one", "b/one", "three", "two", "two.tif"}
+
+
+def test_other_settings_in_one_store_are_refused(tmp_path: Path, slides: Path) -> None:
+    tile_slides([slides], tmp_path / "out", CONFIG)
+    before = contents(tmp_path / "out")
+    with pytest.raises(EosinError, match="was cut with size 128, not 256; give the same, or choose another --out"):
+        tile_slides([slides], tmp_path / "out", TilingConfig(mpp=(0.5,), size=256))
+    assert contents(tmp_path / "out") == before
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else/thesis.doc").write_text("years of work")
+    with pytest.raises(EosinError, match="holds something else than a tiling"):
+        tile_slides([slides], tmp_path / "else", CONFIG)
+
+
+def test_bad_slides_are_named_and_the_others_go_on(
+    tmp_path: Path, slides: Path, write: WriteSlide, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (slides / "a/one.svs").read_bytes()
+    (slides / "cut.svs").write_bytes(whole[: len(whole) // 2])
+    (slides / "empty.svs").touch()
+    (slides / "text.tiff").write_text("not a slide")
+    write(slides / "no-mpp.tiff", mpp=None)
+    write(slides / "small.tiff", width=100, height=100, levels=(1,))
+    write(slides / "glass.tiff", pattern=lambda x, y, w, h: np.full((h, w, 3), 243, np.uint8))
+    (slides / "loop").symlink_to(slides)
+    out = tmp_path / "out"
+    summary = tile_slides([slides], out, CONFIG, processes=2)
+    assert summary.tiles == 4 * 48
+    reasons = {record["slide"]: record["reason"] for record in summary.without_tiles}
+    assert set(reasons) == {"cut", "empty", "text", "no-mpp", "small", "glass"}
+    assert "--source-mpp" in reasons["no-mpp"]
+    assert "smaller than one tile of 128 px" in reasons["small"]
+    assert "no tissue" in reasons["glass"]
+    with open(out / "failures.csv") as file:
+        assert {row["slide"]: row["reason"] for row in csv.DictReader(file)} == reasons
+    assert all("\n" not in reason for reason in reasons.values())
+    told = capsys.readouterr().err
+    assert all(slide in told for slide in reasons)
+    # With what was missing given, only that is done; a failure that was mended is none any more.
+    table = tmp_path / "mpp.csv"
+    table.write_text("slide,mpp\nno-mpp,0.5\n")
+    shutil.copy(slides / "two.tiff", slides / "empty.svs")
+    summary = tile_slides([slides], out, CONFIG, extras=Extras(source_mpp=str(table)))
+    assert {record["slide"] for record in summary.without_tiles} == {"cut", "text", "small", "glass"}
+    assert summary.tiles == 6 * 48
+
+
+def test_a_process_that_dies_takes_only_its_slide(
+    tmp_path: Path, slides: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slide on which the library crashes: stood in for by one whose reading kills its process."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        """
+import os, signal, sys
+from pathlib import Path
+import eosin.tiling.tasks as tasks
+import eosin.tiling.schedule as schedule
+from eosin.tiling import TilingConfig, tile_slides
+
+begin = tasks.begin_slide
+def dying(job, out):
+    if job.name == "two":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return begin(job, out)
+
+if __name__ == "__main__":
+    schedule.begin_slide = dying
+    summary = tile_slides([Path(sys.argv[1])], Path(sys.argv[2]), TilingConfig(mpp=(0.5,), size=128), processes=2)
+    print([(r["slide"], r["tiles"], r["reason"]) for r in summary.records])
+"""
+    )
+    ran = subprocess.run(
+        [sys.executable, str(script), str(slides), str(tmp_path / "out")], capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "('two', 0, 'the process reading it was killed, twice" in ran.stdout
+    assert ran.stdout.count(", 48, ''") == 3
+
+
+def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, slides: Path) -> None:
+    """Kill −9 at random moments, again and again, until a run ends by itself."""
+    words = [sys.executable, "-m", "eosin.cli", "tile", str(slides), "--mpp", "0.5", "--size", "64", "--jobs", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole = tmp_path / "whole"
+    started = time.monotonic()
+    subprocess.run([*words, "--out", str(whole)], check=True, capture_output=True, env=environment, timeout=120)
+    took = time.monotonic() - started
+    killed = tmp_path / "killed"
+    moments = iter(np.random.default_rng(0).uniform(0.3 * took, 0.98 * took, 12))
+    stopped = 0
+    while True:
+        with subprocess.Popen(
+            [*words, "--out", str(killed)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        ) as run:
+            try:
+                assert run.wait(next(moments, 120)) == 0
+                break
+            except subprocess.TimeoutExpired:
+                run.send_signal(signal.SIGKILL)
+                stopped += 1
+    assert stopped
+    # A run in which all was done before its kill leaves nothing to compare; the last one has always run to its end.
+    assert contents(killed) == contents(whole)
+
+
+def test_a_store_under_way_is_not_for_two(tmp_path: Path, slides: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with DirectoryLock(out), pytest.raises(EosinError, match="in use by process"):
+        tile_slides([slides], out, CONFIG)
+    with DirectoryLock(out, shared=True), pytest.raises(EosinError, match="in use by"):
+        tile_slides([slides], out, CONFIG)
+    with DirectoryLock(out, shared=True):
+        assert tile_slides([slides], out, CONFIG, shard=(0, 2)).cut == 2
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_is_whole(
+    tmp_path: Path, slides: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import resource
+
+    out = tmp_path / "out"
+    tile_slides([slides / "two.tiff"], out, CONFIG)
+    before = contents(out)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+    try:
+        with pytest.raises(StorageError):
+            tile_slides([slides], out, CONFIG, processes=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert {name: contents(out)[name] for name in before} == before
+    assert set(contents(out)) - set(before) <= {f"previews/{path.name}" for path in (out / "previews").iterdir()}
+    assert tile_slides([slides], out, CONFIG).tiles == 4 * 48
+
+
+def test_nothing_to_cut_is_an_error(tmp_path: Path, write: WriteSlide) -> None:
+    write(tmp_path / "slides/glass.tiff", pattern=lambda x, y, w, h: np.full((h, w, 3), 243, np.uint8))
+    with pytest.raises(EosinError, match="none of the 1 slides has a tile"):
+        tile_slides([tmp_path / "slides"], tmp_path / "out", CONFIG)
+    assert (tmp_path / "out/failures.csv").read_text().count("glass") == 2
+    with pytest.raises(EosinError, match="no such file"):
+        tile_slides([tmp_path / "absent"], tmp_path / "out", CONFIG)
+
+
+def test_masks_and_regions(tmp_path: Path, write: WriteSlide) -> None:
+    from PIL import Image
+
+    write(tmp_path / "slides/s.tiff")
+    square = [[0, 0], [512, 0], [512, 512], [0, 512], [0, 0]]
+    region = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [square]}, "properties": {}}
+    (tmp_path / "regions").mkdir()
+    (tmp_path / "regions/s.geojson").write_text(json.dumps(region))
+    summary = tile_slides([tmp_path / "slides"], tmp_path / "roi", CONFIG, extras=Extras(regions=tmp_path / "regions"))
+    assert summary.tiles == 16
+    mask = np.zeros((128, 160), np.uint8)
+    mask[96:, :] = 255
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(mask).save(tmp_path / "masks/s.png")
+    summary = tile_slides([tmp_path / "slides"], tmp_path / "mask", CONFIG, extras=Extras(masks=tmp_path / "masks"))
+    assert summary.tiles == 10 * 2
+    assert "tissue from a given mask" in summary.records[0]["notes"]
+    # A region that changes is a reason to cut the slide again; one outside names the slide.
+    region["geometry"]["coordinates"] = [[[x + 5000, y] for x, y in square]]
+    (tmp_path / "regions/s.geojson").write_text(json.dumps(region))
+    with pytest.raises(EosinError, match="none of the 1 slides has a tile"):
+        tile_slides([tmp_path / "slides"], tmp_path / "roi", CONFIG, extras=Extras(regions=tmp_path / "regions"))
+
+
+def test_ray_gives_the_same_store(tmp_path: Path, slides: Path) -> None:
+    pytest.importorskip("ray")
+    tile_slides([slides], tmp_path / "here", CONFIG)
+    tile_slides([slides], tmp_path / "ray", CONFIG, ray="local")
+    assert contents(tmp_path / "ray") == contents(tmp_path / "here")
+
+
+@pytest.mark.parametrize("text", ["3", "1/0", "2/2", "-1/3", "a/b", "1/2/3"])
+def test_faulty_shards(text: str) -> None:
+    with pytest.raises(EosinError, match="--shard"):
+        parse_shard(text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"mpp": ()}, "at least one"),
+        ({"mpp": (0.0,)}, "outside"),
+        ({"mpp": (0.5, 0.5)}, "given twice"),
+        ({"size": 8}, "size"),
+        ({"minimum_tissue": 1.5}, "minimum_tissue"),
+        ({"quality": 0}, "quality"),
+        ({"stride": 0}, "stride"),
+    ],
+)
+def test_faulty_settings(fields: dict[str, object], told: str) -> None:
+    with pytest.raises(EosinError, match=told):
+        Config.parse(fields, "eosin tile")
