@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from eosin.slides.discover import SLIDE_SUFFIXES
+from eosin.slides.discover import SLIDE_SUFFIXES, FoundSlide, find_slides
 from eosin.slides.errors import UnusableSlide
+from eosin.slides.grid import Grid, coverage, lay_grid
 from eosin.slides.levels import Level
 from eosin.slides.opening import open_slide
 from eosin.slides.resample import resample_area
@@ -11,9 +12,14 @@ from eosin.slides.slide import Slide
 
 __all__ = [
     "SLIDE_SUFFIXES",
+    "FoundSlide",
+    "Grid",
     "Level",
     "Slide",
     "UnusableSlide",
+    "coverage",
+    "find_slides",
+    "lay_grid",
     "open_slide",
     "resample_area",
 ]
