@@ -37,6 +37,9 @@ F: TypeAlias = np.float32
 Int: TypeAlias = np.int32
 Floats = npt.NDArray[np.float32]
 
+# Places in `spaces.CHANNELS`.
+_LAB, _HSV = 0, 1
+
 # Pixels whose float32 sums are added up before they go into a float64 total.
 _RUN = 1024
 
@@ -100,6 +103,82 @@ def _from_lab(red: Floats, green: Floats, blue: Floats, m: Floats) -> None:
         red[i] = _from_linear(m[0, 0] * y + m[0, 1] * x + m[0, 2] * z)
         green[i] = _from_linear(m[1, 0] * y + m[1, 1] * x + m[1, 2] * z)
         blue[i] = _from_linear(m[2, 0] * y + m[2, 1] * x + m[2, 2] * z)
+
+
+@_part
+def _to_hsv(red: Floats, green: Floats, blue: Floats) -> None:
+    for i in range(red.size):
+        r, g, b = red[i], green[i], blue[i]
+        value = _most(_most(r, g), b)
+        smallest = _least(_least(r, g), b)
+        chroma = value - smallest
+        hue = (g + b - r + chroma - smallest) / _most(chroma, F(1e-12))
+        red[i] = F(6) - hue if g < b else hue
+        green[i] = chroma / _most(value, F(1e-12))
+        blue[i] = value
+
+
+@_part
+def _from_hsv(red: Floats, green: Floats, blue: Floats) -> None:
+    for i in range(red.size):
+        hue, saturation, value = red[i], _within(green[i], F(0), F(1)), _within(blue[i], F(0), F(1))
+        hue -= F(6) * np.floor(hue * F(1 / 6))
+        chroma = saturation * value
+        smallest = value - chroma
+        red[i] = smallest + chroma * (_within(abs(hue - F(3)), F(1), F(2)) - F(1))
+        green[i] = smallest + chroma * (F(2) - _within(abs(hue - F(2)), F(1), F(2)))
+        blue[i] = smallest + chroma * (F(2) - _within(abs(hue - F(4)), F(1), F(2)))
+
+
+@_part
+def _to_hed(red: Floats, green: Floats, blue: Floats, m: Floats) -> None:
+    darkest = F(1e-6)
+    for i in range(red.size):
+        r, g, b = (
+            _log2(_within(red[i], darkest, F(1))),
+            _log2(_within(green[i], darkest, F(1))),
+            _log2(_within(blue[i], darkest, F(1))),
+        )
+        red[i] = m[0, 0] * r + m[0, 1] * g + m[0, 2] * b
+        green[i] = m[1, 0] * r + m[1, 1] * g + m[1, 2] * b
+        blue[i] = m[2, 0] * r + m[2, 1] * g + m[2, 2] * b
+
+
+@_part
+def _from_hed(red: Floats, green: Floats, blue: Floats, m: Floats) -> None:
+    for i in range(red.size):
+        h, e, d = red[i], green[i], blue[i]
+        red[i] = _least(_exp2(m[0, 0] * h + m[0, 1] * e + m[0, 2] * d), F(1))
+        green[i] = _least(_exp2(m[1, 0] * h + m[1, 1] * e + m[1, 2] * d), F(1))
+        blue[i] = _least(_exp2(m[2, 0] * h + m[2, 1] * e + m[2, 2] * d), F(1))
+
+
+@_part
+def _log2(x: F) -> F:
+    """Binary logarithm of a positive normal number: exponent plus t·P(t) of the mantissa 1 + t in 2/3..4/3; 3e-7."""
+    bits = F(x).view(Int)
+    exponent = Int(Int(bits - Int(0x3F2AAAAB)) >> Int(23))
+    t = Int(bits - Int(exponent << Int(23))).view(F) - F(1)
+    series = F(0.257088982) * t + F(-0.284251244)
+    series = series * t + F(0.283653245)
+    series = series * t + F(-0.357728835)
+    series = series * t + F(0.481066763)
+    series = series * t + F(-0.721402700)
+    series = series * t + F(1.442693586)
+    return F(exponent) + t * series
+
+
+@_part
+def _exp2(x: F) -> F:
+    """2 to the power of a number, which is clamped to -126..126; 2e-7 of the value."""
+    x = _within(x, F(-126), F(126))
+    whole = np.floor(x + F(0.5))
+    f = x - whole
+    series = F(0.001327646719) * f + F(0.009675541682)
+    series = series * f + F(0.055507132917)
+    series = series * f + F(0.240221197177)
+    series = series * f + F(0.693146967052)
+    return (series * f + F(1)) * Int(Int(Int(whole) + Int(127)) << Int(23)).view(F)
 
 
 # The curves of `curves`, with its constants: a line up to the knee, plus a power from there.
@@ -243,7 +322,12 @@ def restain(
         _weigh(red, green, blue, weight)
         tissue, _ = _mean(weight, weight, F(0), F(1))
         blend = F(strength) if tissue >= least_tissue else F(0)
-        _to_lab(red, green, blue, to_space)
+        if space == _LAB:
+            _to_lab(red, green, blue, to_space)
+        elif space == _HSV:
+            _to_hsv(red, green, blue)
+        else:
+            _to_hed(red, green, blue, to_space)
         for channel in range(3):
             values = images[image, channel]
             mean, count = _mean(values, weight, slope, offset)
@@ -251,6 +335,11 @@ def restain(
             gain = min(wanted[image, 3 + channel] / max(std, 1e-9), most_gain) - 1.0
             shift = wanted[image, channel] - mean
             # L*a*b* of tissue must not turn green, see `randstainna.restain`.
-            most = F(0) if space == 0 and channel == 1 and keep_background else F(-3e38)
+            most = F(0) if space == _LAB and channel == 1 and keep_background else F(-3e38)
             _move(values, F(mean), F(gain * blend), F(shift * blend), weight, keep, ends[channel], most)
-        _from_lab(red, green, blue, from_space)
+        if space == _LAB:
+            _from_lab(red, green, blue, from_space)
+        elif space == _HSV:
+            _from_hsv(red, green, blue)
+        else:
+            _from_hed(red, green, blue, from_space)

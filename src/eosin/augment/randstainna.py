@@ -134,7 +134,7 @@ def restain(
     Returns:
         float32 [B, 3, h, w] RGB in 0..1.
     """
-    compiled = kernel("restain", images) if space in MATRICES else None
+    compiled = kernel("restain", images)
     if compiled is not None:
         return _restain_compiled(compiled, images, target, space, tissue_only, keep_background, strength)
     weight = tissue_weight(images)

@@ -65,13 +65,17 @@ _YXZ = XYZ_FROM_RGB[[1, 0, 2]]
 _TO_YXZ = (_YXZ / SLOPE).astype(np.float32)
 _FROM_YXZ = (np.linalg.inv(_YXZ) * SLOPE).astype(np.float32)
 
-MATRICES: dict[Space, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {"lab": (_TO_YXZ, _FROM_YXZ)}
-"""What the channels are multiplied by to planes and back, for the spaces that `eosin.augment.compiled` knows."""
-
 _DARKEST = 1e-6
 # From and to the binary logarithm of RGB.
-_TO_HED = (HED_FROM_RGB.T / math.log2(_DARKEST)).astype(np.float32)
-_FROM_HED = (RGB_FROM_HED.T * math.log2(_DARKEST)).astype(np.float32)
+_TO_HED = (HED_FROM_RGB.T / math.log2(_DARKEST)).astype(np.float32, order="C")
+_FROM_HED = (RGB_FROM_HED.T * math.log2(_DARKEST)).astype(np.float32, order="C")
+
+MATRICES: dict[Space, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {
+    "lab": (_TO_YXZ, _FROM_YXZ),
+    "hsv": (np.zeros((3, 3), dtype=np.float32),) * 2,
+    "hed": (_TO_HED, _FROM_HED),
+}
+"""What the channels are multiplied by on the way to planes and back; HSV has no matrix."""
 
 _GLASS_SATURATION = 0.055
 _RAMP = (0.005, 0.03)
