@@ -122,10 +122,10 @@ def _origin(columns: Columns) -> tuple[str, Coded | None]:
 def _groups(averages: Array, codes: npt.NDArray[np.int64], column: Coded) -> tuple[Group, ...]:
     known = codes >= 0
     here, which, counts = np.unique(codes[known], return_inverse=True, return_counts=True)
-    means = np.stack([np.bincount(which.ravel(), averages[known, channel]) for channel in range(3)], axis=1)
-    means /= np.maximum(counts, 1)[:, None]
     if not len(here):
         return ()
+    sums = np.stack([np.bincount(which.ravel(), averages[known, channel]) for channel in range(3)], axis=1)
+    means = sums / counts[:, None]
     away = np.linalg.norm((means - np.median(means, axis=0)) * _TO_CIE, axis=1)
     return tuple(
         Group(column.names[here[place]], int(counts[place]), means[place], float(away[place]))

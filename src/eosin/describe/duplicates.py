@@ -16,7 +16,16 @@ from eosin.data.tiles import DIGEST_BYTES, FileBytes
 from eosin.describe.columns import Coded, Columns
 from eosin.describe.fingerprints import near_groups
 
-__all__ = ["Duplicates", "FileSizes", "file_sizes", "find_copies", "find_lookalikes", "group_digests"]
+__all__ = [
+    "Duplicates",
+    "FileSizes",
+    "Groups",
+    "describe_groups",
+    "file_sizes",
+    "find_copies",
+    "find_lookalikes",
+    "group_digests",
+]
 
 Int64Array = npt.NDArray[np.int64]
 UInt64Array = npt.NDArray[np.uint64]
@@ -41,21 +50,48 @@ class FileSizes:
         return int(self.sizes[self.sizes > 0].sum())
 
 
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Tiles that are in groups of two or more.
+
+    Attributes:
+        looked_at: Tiles compared.
+        rows: int64 [n], ascending.
+        group: int64 [n], the group of each, numbered from 0 in the order of their first rows.
+    """
+
+    looked_at: int
+    rows: Int64Array
+    group: Int64Array
+
+    @property
+    def count(self) -> int:
+        """Number of groups."""
+        return int(self.group.max()) + 1 if len(self.group) else 0
+
+    @property
+    def first(self) -> Int64Array:
+        """int64 [count], the first row of each group."""
+        return self.rows[np.unique(self.group, return_index=True)[1]]
+
+
 @dataclass(frozen=True)
 class Duplicates:
     """Groups of tiles that are the same.
 
     Attributes:
         looked_at: Tiles compared.
-        groups: Groups of two or more.
+        groups: Groups of two or more, without blank ones.
         surplus: Tiles that could go without a picture being lost: those in groups, less one a group.
-        across: Groups that have more than one "split", "label", "patient" or "slide", for the columns there are.
+        blank: Groups of blank tiles.
+        across: Groups that have more than one "split", "label" or "patient", for the columns there are.
         examples: Rows of the first few groups, those across splits or labels first.
     """
 
     looked_at: int
     groups: int
     surplus: int
+    blank: int
     across: dict[str, int]
     examples: tuple[tuple[int, ...], ...]
 
@@ -79,7 +115,7 @@ def file_sizes(tiles: Tiles) -> FileSizes | None:
     return FileSizes(sizes)
 
 
-def find_copies(tiles: Tiles, columns: Columns, sizes: FileSizes | None) -> Duplicates | None:
+def find_copies(tiles: Tiles, sizes: FileSizes | None) -> Groups | None:
     """Find tiles of the same bytes among all tiles.
 
     Of files, only those are read that have the size of another one; a store knows its digests. Files that are empty or
@@ -97,22 +133,20 @@ def find_copies(tiles: Tiles, columns: Columns, sizes: FileSizes | None) -> Dupl
         return None
     digests = _digests(tiles, candidates)
     there = digests.any(axis=1)
-    rows = candidates[there]
-    return _summary(rows, group_digests(digests[there]), columns, len(tiles))
+    return _groups(candidates[there], group_digests(digests[there]), len(tiles))
 
 
-def find_lookalikes(rows: Int64Array, fingerprints: UInt64Array, digests: UInt64Array, columns: Columns) -> Duplicates:
+def find_lookalikes(rows: Int64Array, fingerprints: UInt64Array, digests: UInt64Array) -> Groups:
     """Find tiles that look alike without being the same bytes.
 
     Args:
         rows: int64 [n], rows in the source, ascending.
         fingerprints: uint64 [n].
         digests: uint64 [n, 2]; of tiles with the same bytes only the first is compared.
-        columns: Of the source.
     """
     _, first = np.unique(group_digests(digests), return_index=True)
     first.sort()
-    return _summary(rows[first], near_groups(fingerprints[first]), columns, len(first))
+    return _groups(rows[first], near_groups(fingerprints[first]), len(first))
 
 
 def group_digests(digests: UInt64Array) -> Int64Array:
@@ -146,35 +180,49 @@ def _digests(tiles: Tiles, rows: Int64Array) -> UInt64Array:
     return found
 
 
-def _summary(rows: Int64Array, group: Int64Array, columns: Columns, looked_at: int) -> Duplicates:
-    """Describe groups.
+def _groups(rows: Int64Array, group: Int64Array, looked_at: int) -> Groups:
+    """Keep what is in groups of two or more, numbered in the order of their first rows.
 
     Args:
         rows: int64 [n], ascending.
         group: int64 [n], the group of each row.
-        columns: Of the source.
         looked_at: Tiles compared.
     """
-    size = np.bincount(group) if len(group) else np.empty(0, dtype=np.int64)
-    inside = size[group] > 1 if len(group) else np.empty(0, dtype=bool)
+    size = np.bincount(group, minlength=1)
+    inside = size[group] > 1
     rows, group = rows[inside], group[inside]
-    # Numbered anew, in the order of their first rows.
     _, first, which = np.unique(group, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first, kind="stable")] = np.arange(len(first))
-    group = rank[which.ravel()]
-    across, wrong = {}, np.zeros(len(first), dtype=bool)
-    for name in ("split", "label", "patient", "slide"):
+    return Groups(looked_at, rows, rank[which.ravel()])
+
+
+def describe_groups(found: Groups, columns: Columns, blank: Int64Array) -> Duplicates:
+    """Summarize groups.
+
+    Args:
+        found: The groups.
+        columns: Of the source.
+        blank: Rows of tiles known to be blank: groups with one of them are counted apart, as bare glass is the same
+            on every slide.
+    """
+    without = np.zeros(found.count, dtype=bool)
+    without[found.group[np.isin(found.rows, blank)]] = True
+    kept = ~without[found.group]
+    rows, group = found.rows[kept], found.group[kept]
+    groups = found.count - int(without.sum())
+    across, wrong = {}, np.zeros(found.count, dtype=bool)
+    for name in ("split", "label", "patient"):
         column: Coded | None = getattr(columns, name)
-        if column is None or not len(first):
-            continue
-        here = _mixed(group, column.codes[rows], len(first))
-        across[name] = int(here.sum())
-        if name in ("split", "label"):
-            wrong |= here
-    shown = np.argsort(~wrong, kind="stable")[:_EXAMPLES]
+        if column is not None:
+            mixed = _mixed(group, column.codes[rows], found.count)
+            across[name] = int(mixed.sum())
+            if name in ("split", "label"):
+                wrong |= mixed
+    numbers = np.unique(group)
+    shown = numbers[np.argsort(~wrong[numbers], kind="stable")][:_EXAMPLES]
     examples = tuple(tuple(rows[group == number].tolist()) for number in shown.tolist())
-    return Duplicates(looked_at, len(first), len(rows) - len(first), across, examples)
+    return Duplicates(found.looked_at, groups, len(rows) - groups, int(without.sum()), across, examples)
 
 
 def _mixed(group: Int64Array, codes: Int64Array, count: int) -> npt.NDArray[np.bool_]:

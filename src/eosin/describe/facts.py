@@ -217,7 +217,7 @@ def _quality(description: Description) -> Section | None:
 
 def _copies(description: Description) -> Section:
     columns = description.columns
-    across = [name for name in ("split", "label", "patient", "slide") if getattr(columns, name) is not None]
+    across = [name for name in ("split", "label", "patient") if getattr(columns, name) is not None]
     rows = []
     for name, found in (("same bytes", description.copies), ("look alike", description.lookalikes)):
         if found is None:
@@ -226,9 +226,12 @@ def _copies(description: Description) -> Section:
             rows.append(_copies_row(name, found, across))
     head = ("", "compared", "groups", "tiles too many", *(f"across {name}s" for name in across))
     note = (
-        f"Across: groups whose tiles have more than one of them. Look alike: fingerprints within {DISTANCE} of 64 bits, of "
-        "tiles looked at, without blank ones and copies."
+        f"Across: groups whose tiles have more than one of them. Look alike: fingerprints within {DISTANCE} of 64 "
+        "bits, of tiles looked at, without blank ones and copies."
     )
+    blank = description.copies.blank if description.copies else 0
+    if blank:
+        note += f" {number(blank)} group{'' if blank == 1 else 's'} of blank tiles left out: bare glass looks the same."
     return Section("copies", "Copies", head, tuple(rows), note)
 
 
@@ -249,9 +252,9 @@ def _stain(description: Description) -> Section | None:
         if stain.between is not None and stain.within is not None:
             row += [decimal(stain.between[place]), decimal(stain.within[place])]
         rows.append(tuple(row))
-    head = ("", "average of a tile", "deviation in a tile")
-    head += (f"between {stain.origin}s", f"within a {stain.origin}") if grouped else ()  # type: ignore[assignment]
-    note = f"Over tissue of {tiles_of(len(stain))} that are not blank: mean ± standard deviation; L, A and B from 0 to 255."
+    origin = (f"between {stain.origin}s", f"within a {stain.origin}") if grouped else ()
+    head = ("", "average of a tile", "deviation in a tile", *origin)
+    note = f"Over tissue, {tiles_of(len(stain))} that are not blank: mean ± standard deviation; L, A, B from 0 to 255."
     if grouped:
         note += f" Between and within: standard deviations of the averages, by {stain.origin}."
     return Section("stain", "Stain in LAB", head, tuple(rows), note)
@@ -269,8 +272,8 @@ def _compared(description: Description) -> Section | None:
         for entry in description.stain.compared
     )
     note = (
-        "L, A, B: mean of these tiles less that of the distribution, in its standard deviations. Within: tiles with all "
-        "three averages inside ± 2."
+        "L, A, B: mean of these tiles less that of the distribution, in its standard deviations. Within: tiles with "
+        "all three averages inside ± 2."
     )
     return Section("compared", "Beside the stains that come with eosin", ("", "L", "A", "B", "within"), rows, note)
 

@@ -51,9 +51,10 @@ def _leaks(description: Description) -> Iterator[str]:
                 f"Split by {name}."
             )
     if columns.mixed_slides is not None and columns.mixed_slides.count:
+        found = columns.mixed_slides
         yield (
-            f"{_counted(columns.mixed_slides.count, 'slide')} of more than one patient ({_first(columns.mixed_slides)}): "
-            "correct the columns `slide` and `patient`."
+            f"{_counted(found.count, 'slide')} of more than one patient ({_first(found)}): correct the columns `slide` "
+            "and `patient`."
         )
 
 
@@ -103,12 +104,16 @@ def _unknown(description: Description) -> Iterator[str]:
     if columns.mpp is None or missing == description.total:
         yield "The resolution (µm/px) is unknown: give it in a column `mpp`, or trust that it is the same everywhere."
     elif missing:
-        yield f"The resolution of {tiles_of(missing)} is unknown ({share(missing, description.total)}): fill the column `mpp`."
+        part = share(missing, description.total)
+        yield f"The resolution of {tiles_of(missing)} is unknown ({part}): fill the column `mpp`."
     elif columns.mpp is not None and float(columns.mpp.max()) > 1.05 * float(columns.mpp.min()):
         low, high = float(columns.mpp.min()), float(columns.mpp.max())
         yield f"Resolutions differ, from {low:.3g} to {high:.3g} µm/px: the same tissue comes in different sizes."
     if columns.slide is None and columns.patient is None:
-        yield "Slides and patients are unknown: a random split puts neighboring tiles on both sides, and scores are too good."
+        yield (
+            "Slides and patients are unknown: a random split puts neighboring tiles on both sides, and scores are too "
+            "good."
+        )
 
 
 def _labels(description: Description) -> Iterator[str]:
@@ -136,7 +141,7 @@ def _quality(description: Description) -> Iterator[str]:
     elif blank > _MANY_BLANK * count:
         yield f"{share(blank, count)} of the tiles are blank: leave them out, they teach nothing and cost as much."
     if judged and blurred > _MANY_BLURRED * judged:
-        yield f"{share(blurred, judged)} of the tiles are blurred at the scale of nuclei: look at them before you train."
+        yield f"{share(blurred, judged)} of the tiles are blurred at the scale of nuclei: look at them before training."
     if black > _SOME_BLACK * count:
         yield f"{share(black, count)} of the tiles are black in part: borders of the scan, or masks taken for tiles."
 

@@ -27,9 +27,9 @@ def fingerprint(gray: npt.NDArray[np.uint8]) -> int:
     """Return a perceptual hash by the discrete cosine transform.
 
     The picture is averaged to 32 x 32; of its two-dimensional DCT (type II, orthonormal) the coefficients of 1 to 8
-    half waves in both directions are taken, and a bit is set for each that is above their median. Compression, a resize,
-    a little blur or another brightness change few bits. A shift by more than a few pixels, a turn or a mirror image
-    gives another fingerprint.
+    half waves in both directions are taken, and a bit is set for each that is above their median. Compression, a
+    resize, a little blur or another brightness change few bits. A shift by more than a few pixels, a turn or a mirror
+    image gives another fingerprint.
 
     Args:
         gray: uint8 [h, w].

@@ -34,8 +34,8 @@ UInt8Array = npt.NDArray[np.uint8]
 
 _BATCH = 16
 _NAMED = 8
-# Stain is measured on at most this side (px), as `eosin stain fit` does; sharpness and the rest on the central square of
-# at most that one: a larger image says no more about focus, and costs as its area.
+# Stain is measured on at most the first side (px), as `eosin stain fit` does; sharpness and the rest on the central
+# square of at most the second: a larger image says no more about focus, and costs as its area.
 _STAIN_SIDE, _DETAIL_SIDE = 256, 1024
 # A pixel none of whose channels is above this is black: a border or a hole in the scan, darker than any nucleus.
 _BLACK = 20

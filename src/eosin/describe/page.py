@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import eosin
 from eosin.augment.stain_statistics import load_statistics
@@ -65,6 +66,7 @@ def write_page(description: Description, tiles: Tiles, out: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters |= {"prose": _prose, "breakable": _breakable}
     page = templates.get_template("tiles.html.j2").render(**_view(description, tiles), version=eosin.__version__)
     with atomic_file(out, "w") as file:
         file.write(page)
@@ -73,7 +75,7 @@ def write_page(description: Description, tiles: Tiles, out: Path) -> None:
 def _view(description: Description, tiles: Tiles) -> dict[str, Any]:
     stain = description.stain
     return {
-        "title": description.spec.partition(":")[2].rstrip("/").rpartition("/")[2] or description.spec,
+        "title": "/".join(Path(description.spec.partition(":")[2]).parts[-2:]).lstrip("/") or description.spec,
         "spec": description.spec,
         "facts": _facts(description),
         "findings": findings(description),
@@ -89,6 +91,20 @@ def _view(description: Description, tiles: Tiles) -> dict[str, Any]:
         "asked": number(description.asked),
         "seed": description.seed,
     }
+
+
+def _prose(text: str) -> Markup:
+    """Set what is between backticks as code."""
+    parts = [escape(part) for part in text.split("`")]
+    # Every second part was between them; all are escaped.
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if odd % 2 else part for odd, part in enumerate(parts)
+    )
+
+
+def _breakable(name: str) -> Markup:
+    """Let a long name break after its separators rather than anywhere."""
+    return Markup("").join(escape(part) + Markup("<wbr>") for part in re.split(r"(?<=[/_-])", name))
 
 
 def _facts(description: Description) -> list[str]:

@@ -87,8 +87,8 @@ def _samples(description: Description, tiles: Tiles) -> Gallery:
             part = part[np.argsort(columns.slide.codes[part], kind="stable")]
         chosen = part[np.linspace(0, len(part) - 1, min(each, len(part))).round().astype(np.int64)]
         groups.append((name, tuple(_pictures(tiles, [(int(row), _origin(description, int(row))) for row in chosen]))))
-    note = "Evenly spread over the tiles looked at, without blank ones."
-    return Gallery("Samples", note, tuple(group for group in groups if group[1]))
+    note = "A cross-section of the tiles looked at, without blank ones."
+    return Gallery("Spread evenly", note, tuple(group for group in groups if group[1]))
 
 
 def _origin(description: Description, row: int) -> str:
@@ -118,7 +118,13 @@ def _extremes(description: Description, tiles: Tiles) -> Iterator[Gallery]:
     tissue, sharp, black = (measured.column(name) for name in ("tissue", "sharpness", "black"))
     judged = np.flatnonzero(description.judged)
     for title, note, places, values, whole in (
-        ("Blankest", "The least stained tissue.", np.arange(len(measured)), tissue, True),
+        (
+            "Blankest",
+            "The least stained tissue, without black tiles.",
+            np.flatnonzero(~description.black),
+            tissue,
+            True,
+        ),
         ("Most blurred", "The least sharpness; the center of each, pixel by pixel.", judged, sharp, False),
         ("Blackest", "The most black pixels.", np.flatnonzero(description.black), -black, True),
     ):

@@ -16,7 +16,7 @@ Array = npt.NDArray[np.float64]
 
 # In px where a figure stands alone in a narrow window; elsewhere it is scaled.
 _WIDTH, _HEIGHT = 360, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 10, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 18, 10, 38
 _BINS = 40
 _TICKS = 5
 
@@ -81,10 +81,8 @@ def histogram(
         logarithmic: Whether it is.
     """
     across = _Axis(low, high, _LEFT, _WIDTH - _RIGHT, logarithmic)
-    edges = np.geomspace(low, high, _BINS + 1) if logarithmic else np.linspace(low, high, _BINS + 1)
-    # The threshold is an edge, so that no bar lies on both sides.
-    edges[np.abs(edges - mark).argmin()] = mark
-    counts, _ = np.histogram(np.clip(values, low, high), edges)
+    edges = _edges(low, high, mark, logarithmic)
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     up = _Axis(0.0, max(float(counts.max()), 5.0) * 1.05, _HEIGHT - _BOTTOM, _TOP)
     parts = [*_frame(across, up, title, "tiles", form, lambda value: f"{value:,.0f}")]
     for left, right, count in zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True):
@@ -128,6 +126,16 @@ def scatter(
             f'ry="{height:.1f}"/>'
         )
     return _svg(parts, f"{y_title} against {x_title} of {len(x):,} tiles", "points")
+
+
+def _edges(low: float, high: float, mark: float, logarithmic: bool) -> Array:
+    """Return the edges of about 40 bars, the first and last within the axis; one of them is the threshold."""
+    if logarithmic:
+        edges: Array = np.exp(_edges(math.log(low), math.log(high), math.log(mark), False))
+        return edges
+    step = (high - low) / _BINS
+    before, after = math.floor((mark - low) / step + 1e-9), math.floor((high - mark) / step + 1e-9)
+    return mark + step * np.arange(-before, after + 1)
 
 
 def _limits(values: Array, distributions: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -10,10 +10,18 @@ import numpy.typing as npt
 
 from eosin.core.errors import EosinError
 from eosin.core.files import output_file
-from eosin.data import default_workers, open_tiles
+from eosin.data import Tiles, default_workers, open_tiles
 from eosin.describe.color import Stain, describe_stain
 from eosin.describe.columns import Columns, read_columns
-from eosin.describe.duplicates import Duplicates, FileSizes, file_sizes, find_copies, find_lookalikes
+from eosin.describe.duplicates import (
+    Duplicates,
+    FileSizes,
+    Groups,
+    describe_groups,
+    file_sizes,
+    find_copies,
+    find_lookalikes,
+)
 from eosin.describe.measure import Measured, measure
 from eosin.describe.sample import choose_rows
 from eosin.describe.sharpness import BLURRED
@@ -32,6 +40,10 @@ BLACK_SHARE = 0.1
 
 WHITE_SHARE = 0.5
 """Tiles with a larger share of pixels at 255 in all channels are called burnt out: what is there cannot be seen."""
+
+
+# Groups of copies, beyond those in the sample, of which it is asked whether they show tissue.
+_MOST_COPIES = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +73,6 @@ class Description:
     measured: Measured
     lookalikes: Duplicates
     stain: Stain | None
-    names: dict[int, str]
-    """Names of the rows that `copies` and `lookalikes` show."""
 
     @property
     def total(self) -> int:
@@ -130,29 +140,39 @@ def describe(
         raise EosinError(f"{tiles.spec}: no tiles; give a source with at least one")
     columns = read_columns(tiles)
     sizes = file_sizes(tiles)
-    copies = find_copies(tiles, columns, sizes)
+    copies = find_copies(tiles, sizes)
     rows = choose_rows(columns, sample, seed)
     measured = measure(tiles, rows, workers)
     stained = measured.column("tissue") >= BLANK
-    lookalikes = find_lookalikes(
-        measured.rows[stained], measured.fingerprints[stained], measured.digests[stained], columns
-    )
-    shown = [row for found in (copies, lookalikes) if found for group in found.examples for row in group]
+    lookalikes = find_lookalikes(measured.rows[stained], measured.fingerprints[stained], measured.digests[stained])
+    blank = measured.rows[~stained]
+    if copies is not None:
+        blank = np.concatenate([blank, _blank_copies(tiles, copies, measured, workers)])
     description = Description(
         spec=tiles.spec,
         remarks=tiles.remarks,
         columns=columns,
         sizes=sizes,
-        copies=copies,
+        copies=None if copies is None else describe_groups(copies, columns, blank),
         asked=len(rows),
         seed=seed,
         measured=measured,
-        lookalikes=lookalikes,
+        lookalikes=describe_groups(lookalikes, columns, blank),
         stain=describe_stain(measured, stained, columns),
-        names={row: tiles.names[row] for row in shown},
     )
     if out is not None:
         from eosin.describe.page import write_page
 
         write_page(description, tiles, out)
     return description
+
+
+def _blank_copies(tiles: Tiles, copies: Groups, measured: Measured, workers: int) -> npt.NDArray[np.int64]:
+    """Return which first tiles of groups are blank; of groups without a tile in the sample the first is looked at."""
+    seen = np.zeros(copies.count, dtype=bool)
+    seen[copies.group[np.isin(copies.rows, measured.rows)]] = True
+    unseen = copies.first[~seen][:_MOST_COPIES]
+    if not len(unseen):
+        return unseen
+    others = measure(tiles, unseen, workers)
+    return others.rows[others.column("tissue") < BLANK]

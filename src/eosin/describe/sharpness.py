@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -58,9 +59,7 @@ def sharpness(gray: npt.NDArray[np.uint8], factor: int) -> float:
     while len(energies) <= _OCTAVES and min(level.shape) >= _SMALLEST_GRID:
         energies.append(_detail(level))
         level = _averaged(level, 2)
-    ratios = [
-        fine / coarse for fine, coarse in zip(energies[:-1], energies[1:], strict=True) if coarse >= _LEAST_DETAIL
-    ]
+    ratios = [fine / coarse for fine, coarse in itertools.pairwise(energies) if coarse >= _LEAST_DETAIL]
     return min(ratios, default=math.nan)
 
 

@@ -45,7 +45,14 @@ def _table(section: Section) -> Table:
     for place, heading in enumerate(head):
         # Words are set to the left and may break; numbers are set to the right and may not.
         words = place == 0 or not section.head or heading == "that is"
-        table.add_column(heading, justify="left" if words else "right", overflow="fold", header_style="dim")
+        narrowest = min(10, max((len(row[0]) for row in section.rows), default=0)) if place == 0 else None
+        table.add_column(
+            heading,
+            justify="left" if words else "right",
+            overflow="fold",
+            header_style="dim",
+            min_width=narrowest,
+        )
     for row in section.rows:
         table.add_row(*(escape(cell) for cell in row))
     return table
