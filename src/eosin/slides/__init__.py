@@ -9,6 +9,7 @@ from eosin.slides.levels import Level
 from eosin.slides.opening import open_slide
 from eosin.slides.resample import resample_area
 from eosin.slides.slide import Slide
+from eosin.slides.tissue import Tissue, TissueConfig, find_tissue
 
 __all__ = [
     "SLIDE_SUFFIXES",
@@ -16,9 +17,12 @@ __all__ = [
     "Grid",
     "Level",
     "Slide",
+    "Tissue",
+    "TissueConfig",
     "UnusableSlide",
     "coverage",
     "find_slides",
+    "find_tissue",
     "lay_grid",
     "open_slide",
     "resample_area",
