@@ -26,6 +26,9 @@ _COMPRESSIONS = (_NONE, 5, _JPEG, 8, 32946, 32773, 50000, 50001, 34925, *_JPEG_2
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _CONTIGUOUS = 1
 
+# libjpeg's numbers of color spaces.
+_JPEG_RGB, _JPEG_YCBCR = 2, 3
+
 # Rows of an uncompressed image stored in one piece are read in strips of about this many bytes.
 _STRIP_BYTES = 1 << 20
 
@@ -131,9 +134,9 @@ class Pixels:
         if self._page.samplesperpixel == 1:
             return None, None
         if self._page.photometric == _YCBCR:
-            return _YCBCR, _RGB
+            return _JPEG_YCBCR, _JPEG_RGB
         jfif = any(self.encoded(index)[6:10] == b"JFIF" for index in np.flatnonzero(self._counts)[:1])
-        return (None if jfif else _RGB), _RGB
+        return (None if jfif else _JPEG_RGB), _JPEG_RGB
 
     def check_extent(self, size: int) -> None:
         """Make sure that all tiles lie inside the file.
@@ -209,7 +212,7 @@ class Pixels:
         assumed = self._colorspaces[0]
         adobe = b""
         if assumed is not None:
-            adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if assumed == _YCBCR else b"\x00")
+            adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if assumed == _JPEG_YCBCR else b"\x00")
         tables = self._page.jpegtables
         return b"\xff\xd8" + adobe + (tables[2:-2] if tables else b"") + data[2:]
 
