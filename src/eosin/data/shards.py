@@ -25,7 +25,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from eosin.core.files import atomic_file
-from eosin.data.tiles import DIGEST_BYTES, digest
+from eosin.data.digests import DIGEST_BYTES, digest
 
 __all__ = [
     "FORMAT",

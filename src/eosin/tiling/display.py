@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from eosin.core.console import console
@@ -38,12 +38,10 @@ class TilingProgress:
         self._started = time.monotonic()
         self._weight = {job.key: _bytes(job) for job in missing}
         self._progress = Progress(
-            TextColumn("tiling"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=12),
             TextColumn("{task.fields[told]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=console,
         )
         self._task = self._progress.add_task("tiling", total=sum(self._weight.values()), told="")
