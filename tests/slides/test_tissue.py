@@ -3,6 +3,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from eosin.core.errors import EosinError
 from eosin.slides.tissue import TissueConfig, find_tissue
@@ -145,33 +146,36 @@ def test_narrow_clefts_are_closed():
     assert not find(pixels, gap=0).mask[:, 200:202].any()
 
 
-@pytest.fixture(scope="module")
-def drawn():
-    """Thumbnails at 8 µm/px of synthetic slides with a pen, and where tissue and pen are."""
-
-    def draw(ink, seed):
-        scene = SlideScene(6400, 4800, mpp=0.5, seed=seed, tissue=0.35, pen=[ink] if ink else [], cell=192)
-        small = np.asarray(Image.fromarray(scene.pixels(0, 0, 6400, 4800)).reduce(16))
-        return small, scene.tissue_mask(small.shape[:2]), scene.pen_mask(small.shape[:2])
-
-    return draw
+def drawn(ink, seed):
+    """A thumbnail at 8 µm/px of a synthetic slide with a pen, and where its tissue and pen are."""
+    scene = SlideScene(6400, 4800, mpp=0.5, seed=seed, tissue=0.35, pen=[ink] if ink else [], cell=192)
+    small = np.asarray(Image.fromarray(scene.pixels(0, 0, 6400, 4800)).reduce(16))
+    return small, scene.tissue_mask(small.shape[:2]), scene.pen_mask(small.shape[:2])
 
 
-@pytest.mark.parametrize("ink", [*INKS, None])
-def test_pens_are_found_and_left_out(drawn, ink):
-    small, tissue, pen = drawn(ink, 11)
+# The slide of seed 1 is faint on yellowish glass; in that of seed 5 much of the stroke lies on dark tissue.
+@pytest.mark.parametrize(("seed", "least"), [(1, 0.99), (5, 0.6)])
+@pytest.mark.parametrize("ink", INKS)
+def test_pens_are_found_and_left_out(ink, seed, least):
+    small, tissue, pen = drawn(ink, seed)
     found = find(small)
-    if ink is None:
-        assert not found.pen.any()
-    else:
-        # The soft edge counts as pen too, so the pen found is somewhat wider.
-        assert (found.pen & pen).sum() > 0.95 * pen.sum()
-        assert overlap(found.pen, pen) > 0.55
-        assert any(note.startswith("pen on ") for note in found.notes)
+    assert (found.pen & pen).sum() > least * pen.sum()
+    # On glass all of it is found; its soft edge and a margin of some 100 µm count as pen too.
+    assert (found.mask & pen & ~tissue).sum() < 0.02 * pen.sum()
+    assert not (found.pen & ~binary_dilation(pen, np.ones((3, 3)), iterations=13)).any()
+    assert any(note.startswith("pen on ") for note in found.notes)
     assert not (found.mask & found.pen).any()
     clear = ~found.pen
-    assert overlap(found.mask & clear, tissue & clear) > 0.9
-    assert find(small, pen=False).pen.sum() == 0
+    assert overlap(found.mask & clear, tissue & clear) > 0.95
+    assert not find(small, pen=False).pen.any()
+
+
+@pytest.mark.parametrize("seed", [1, 4, 5, 6])
+def test_islands_are_found_as_they_were_drawn(seed):
+    small, tissue, _ = drawn(None, seed)
+    found = find(small)
+    assert overlap(found.mask, tissue) > 0.95
+    assert not found.pen.any()
 
 
 # Each region as a thumbnail at 8 µm/px: least and most tissue, least and most pen.

@@ -27,7 +27,7 @@ __all__ = ["Tissue", "TissueConfig", "find_tissue"]
 
 # Bounds of the threshold on saturation. JPEG noise and the steps where fields of view were stitched stay below the
 # lower one; faint stroma and mucus stay above the upper one.
-_LOWEST, _HIGHEST = 0.05, 0.08
+_LOWEST, _HIGHEST = 0.05, 0.07
 # Brightest channel (0 to 255) of a black fill, and of what is too dark to have a color.
 _BLACK = 30
 # What glass can look like: at least so bright, at most so saturated, and flat from one pixel to the next.
@@ -82,7 +82,7 @@ def find_tissue(thumbnail: UInt8Array, mpp: tuple[float, float], config: TissueC
     """Find the tissue on a thumbnail of an H&E slide.
 
     The color of the glass is taken from the brightest gray that is common; the threshold is Otsu's (1979) on the
-    saturation, held between 0.05 and 0.08 so that a slide of nothing but glass has no tissue, and one without glass is
+    saturation, held between 0.05 and 0.07 so that a slide of nothing but glass has no tissue, and one without glass is
     all tissue. Black and gray fills are not tissue.
 
     Args:

@@ -21,12 +21,12 @@ INKS: dict[str, tuple[int, int, int]] = {
     "black": (38, 36, 44),
     "blue": (45, 75, 170),
     "green": (40, 150, 125),
-    "red": (200, 35, 50),
+    "red": (195, 34, 42),
 }
 """Colors of pens: R, G, B of a full stroke on glass of 255."""
 
-# In the order in which they lie beside each other; those at the ends, both pale, are rare.
-_DRAWN = ("adipose", "stroma", "tumor", "glands", "lymphocytes", "muscle", "mucus")
+# In the order in which they lie beside each other; those at the ends are rare. From afar mucus is glass: left out.
+_DRAWN = ("adipose", "stroma", "tumor", "glands", "lymphocytes", "muscle")
 # Samples along the longer side of the field that shapes the islands.
 _FIELD = 1280
 # Width of an island's edge in px.
@@ -127,29 +127,29 @@ class SlideScene:
             part[:] = _piece(self._pieces[self._number(row, column, key)], key, where, self._cell)
             if near.min() < reach:
                 rise = self._window(self._field, left, top, width, height)
-                share = np.clip(rise / (_EDGE * self._slope) + 0.5, 0, 1)[:, :, None]
+                share = np.clip(rise / np.float32(_EDGE * self._slope) + np.float32(0.5), 0, 1)[:, :, None]
                 glass = _piece(self._glass, key, where, self._cell)
-                part[:] = share * part + (1 - share) * glass + np.float32(0.5)
+                np.copyto(part, share * part + (1 - share) * glass + np.float32(0.5), casting="unsafe")
         for ink, stroke in self._strokes:
             if stroke[low[0] : high[0], low[1] : high[1]].any():
                 amount = self._window(stroke, left, top, width, height)[:, :, None]
                 # What passes the ink is its color to the power of its thickness (Beer-Lambert).
-                part[:] = part * ink**amount
+                np.copyto(part, part * ink**amount + np.float32(0.5), casting="unsafe")
 
     def _number(self, row: int, column: int, key: int) -> int:
         """Which field paves a cell: neighbors in the list lie side by side, and mingle by the random part."""
         count = len(self._pieces)
         at = self._kind[row * self._cell // self.step, column * self._cell // self.step]
         jitter = ((key >> 40) % 256 / 256 - 0.5) * count / len(_DRAWN)
-        return int(np.clip((0.5 + 0.7 * at) * count + jitter, 0, count - 1))
+        return int(np.clip((0.5 + 0.6 * at) * count + jitter, 0, count - 1))
 
     def _window(self, field: Array, left: int, top: int, width: int, height: int) -> Array:
         """Bilinear values of a field at the px of a window, float32 [height, width]."""
         rows, row_weights = _weights(top, height, self.step)
         columns, column_weights = _weights(left, width, self.step)
         near = field[rows : rows + row_weights.shape[1], columns : columns + column_weights.shape[1]]
-        values: Array = row_weights[:, : near.shape[0]] @ near @ column_weights[:, : near.shape[1]].T
-        return values
+        values = row_weights[:, : near.shape[0]] @ near @ column_weights[:, : near.shape[1]].T
+        return np.asarray(values, np.float32)
 
     def _sampled(self, field: Array, shape: tuple[int, int]) -> Array:
         """Bilinear values of a field at the centers of a coarse raster that spans the slide."""
@@ -208,7 +208,7 @@ class SlideScene:
         for at in (points[0], points[-1]):
             brush.circle(at, thick / 2, fill=255)
         soft = picture.filter(ImageFilter.GaussianBlur(thick / 8))
-        return np.asarray(soft, np.float32) / 255
+        return np.asarray(np.asarray(soft) / 255, np.float32)
 
 
 def _weights(start: int, length: int, step: int) -> tuple[int, Array]:
@@ -216,7 +216,7 @@ def _weights(start: int, length: int, step: int) -> tuple[int, Array]:
     first = start // step
     place = (np.arange(start, start + length) / step - first).astype(np.float32)
     samples = np.arange(int(place[-1]) + 2, dtype=np.float32)
-    return first, np.maximum(1 - np.abs(place[:, None] - samples[None, :]), 0)
+    return first, np.maximum(np.float32(1) - np.abs(place[:, None] - samples[None, :]), np.float32(0))
 
 
 def _piece(patch: UInt8Array, key: int, where: tuple[int, int, int, int], cell: int) -> UInt8Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -180,13 +181,10 @@ class _Pyramid:
                 pixels = np.pad(pixels, ((0, short[0]), (0, short[1]), (0, 0)), mode="edge")
             pixels = np.ascontiguousarray(pixels)
             if self.quality is None:
-                yield bytes(imagecodecs.zlib_encode(pixels, level=1))
+                yield zlib.compress(pixels.tobytes(), 1)
             else:
-                yield bytes(
-                    imagecodecs.jpeg8_encode(
-                        pixels, level=self.quality, colorspace="RGB", outcolorspace="YCBCR", subsampling="420"
-                    )
-                )
+                colors: Any = {"colorspace": "RGB", "outcolorspace": "YCBCR", "subsampling": "420"}
+                yield bytes(imagecodecs.jpeg8_encode(pixels, level=self.quality, **colors))
 
 
 def _reduced(picture: Image.Image, factor: int) -> UInt8Array:
