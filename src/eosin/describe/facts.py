@@ -137,6 +137,8 @@ def _extent(description: Description) -> str:
 
 def _bytes(description: Description) -> str:
     sizes = description.measured.column("bytes")
+    if description.copies is None:
+        return "made while they are read"
     if description.sizes is not None:
         total = bytes_of(description.sizes.total)
     elif len(sizes):

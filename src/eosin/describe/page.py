@@ -75,7 +75,8 @@ def write_page(description: Description, tiles: Tiles, out: Path) -> None:
 def _view(description: Description, tiles: Tiles) -> dict[str, Any]:
     stain = description.stain
     return {
-        "title": "/".join(Path(description.spec.partition(":")[2]).parts[-2:]).lstrip("/") or description.spec,
+        "title": "/".join(Path(description.spec.partition(":")[2].partition("?")[0]).parts[-2:]).lstrip("/")
+        or description.spec,
         "spec": description.spec,
         "facts": _facts(description),
         "findings": findings(description),

@@ -131,11 +131,10 @@ def scatter(
 def _edges(low: float, high: float, mark: float, logarithmic: bool) -> Array:
     """Return the edges of about 40 bars, the first and last within the axis; one of them is the threshold."""
     if logarithmic:
-        edges: Array = np.exp(_edges(math.log(low), math.log(high), math.log(mark), False))
-        return edges
+        return np.asarray(np.exp(_edges(math.log(low), math.log(high), math.log(mark), False)), dtype=np.float64)
     step = (high - low) / _BINS
     before, after = math.floor((mark - low) / step + 1e-9), math.floor((high - mark) / step + 1e-9)
-    return mark + step * np.arange(-before, after + 1)
+    return mark + step * np.arange(-before, after + 1, dtype=np.float64)
 
 
 def _limits(values: Array, distributions: Sequence[tuple[float, float]]) -> tuple[float, float]:
