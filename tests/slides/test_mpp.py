@@ -76,8 +76,11 @@ def test_tiff_resolution_without_a_unit_or_value_says_nothing():
         ("250", "nm", 0.25),
         ("0.00025", "mm", 0.25),
         ("0.25", None, 0.25),
-    ]
-    + [("1", "pixel", None), (None, "µm", None), ("wide", "µm", None), ("1", "reference frame", None)],
+        ("1", "pixel", None),
+        (None, "µm", None),
+        ("wide", "µm", None),
+        ("1", "reference frame", None),
+    ],
 )
 def test_ome_lengths(value, unit, expected):
     assert mpp.ome_length(value, unit) == (None if expected is None else pytest.approx(expected))

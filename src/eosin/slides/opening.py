@@ -69,17 +69,28 @@ def _backend(path: Path, head: bytes, cache_bytes: int) -> Backend:
         except NotFast as reason:
             refusal = str(reason)
     if vendor is not None:
-        return OpenSlideSlide(path, cache_bytes)
+        slide = OpenSlideSlide(path, cache_bytes)
+        if not refusal:
+            return slide
+        # OpenSlide opens any tiled TIFF, and finds what it cannot read when it reads.
+        try:
+            slide.read(0, 0, 0, 1, 1)
+            return slide
+        except UnusableSlide:
+            slide.close()
+            raise UnusableSlide(_not_read(refusal)) from None
     if path.suffix.lower() == ".mrxs":
         raise UnusableSlide(
             f"its pixels lie in the folder {path.stem} beside it, which is missing or incomplete; copy it too"
         )
-    try:
-        return PlainSlide(path)
-    except UnusableSlide:
-        if refusal:
-            raise UnusableSlide(f"a TIFF that is not read ({refusal}); save it as 8-bit RGB in tiles") from None
-        raise
+    if refusal:
+        # Not Pillow's: what its TIFF reader cannot do, it writes to the terminal.
+        raise UnusableSlide(_not_read(refusal))
+    return PlainSlide(path)
+
+
+def _not_read(refusal: str) -> str:
+    return f"a TIFF that is not read ({refusal}); save it as 8-bit RGB in tiles"
 
 
 def _unreadable(error: OSError) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from eosin.slides.backend import Backend, TileCache
+from eosin.slides.errors import UnusableSlide
 from eosin.slides.levels import Level, lay_levels
 from eosin.slides.mpp import Scale
 from eosin.slides.resample import UInt8Array
 from eosin.slides.tiff_decode import NotFast, Pixels, quiet
-from eosin.slides.tiff_pages import check_chain, find_levels
+from eosin.slides.tiff_pages import Directories, find_levels
 
 __all__ = ["TiffSlide"]
 
@@ -39,14 +40,18 @@ class TiffSlide:
         self._file = os.open(path, os.O_RDONLY)
         try:
             size = os.fstat(self._file).st_size
-            check_chain(self._file, size)
+            directories = Directories(self._file, size)
+            directories.check_chain()
             with quiet():
                 try:
                     with tifffile.TiffFile(path) as tif:
-                        found = find_levels(tif)
+                        found = find_levels(tif, directories)
                         self._pixels = [Pixels(pages, self._file) for pages in found.levels]
-                except (tifffile.TiffFileError, ValueError, IndexError, KeyError, AttributeError) as error:
-                    raise NotFast(str(error) or type(error).__name__) from None
+                except (NotFast, UnusableSlide, OSError):
+                    raise
+                except Exception as error:
+                    # What a damaged directory can make of tifffile is not to be listed.
+                    raise NotFast((str(error).splitlines() or [type(error).__name__])[0]) from None
             for pixels in self._pixels:
                 pixels.check_extent(size)
         except BaseException:

@@ -73,6 +73,8 @@ class Pixels:
         tiled = bool(page.is_tiled)
         self.tile_width = int(page.tilewidth) if tiled else self.width
         self.tile_height = int(page.tilelength) if tiled else max(1, min(int(page.rowsperstrip), self.height))
+        if min(self.width, self.height, self.tile_width, self.tile_height) < 1:
+            raise UnusableSlide("damaged: an image or tile without pixels; copy the file again")
         self._offsets = np.concatenate([np.asarray(one.dataoffsets, np.int64) for one in pages])
         self._counts = np.concatenate([np.asarray(one.databytecounts, np.int64) for one in pages])
         self._raw = page.compression == _NONE and page.bitspersample in (8, 16) and page.fillorder == 1
@@ -89,6 +91,9 @@ class Pixels:
                 f"stored in one piece of {self.tile_width} × {self.tile_height} px, more than the {MAXIMUM_PIXELS:,} "
                 "px that can be decoded at once; save it as a tiled TIFF"
             )
+        # Read now: tifffile closes the file.
+        self._tables: bytes | None = page.jpegtables
+        self._colors = np.asarray(page.colormap) >> 8 if page.photometric == _PALETTE else None
         self._jpeg = page.compression == _JPEG and page.bitspersample == 8 and self._planes == 1
         self.jpeg = self._jpeg and tiled and page.samplesperpixel == 3
         self._colorspaces = self._jpeg_colors() if self._jpeg else (None, None)
@@ -103,6 +108,8 @@ class Pixels:
         samples = page.samplesperpixel
         if channels > 1 and samples != 1:
             raise NotFast(f"{channels} images of {samples} channels each")
+        if int(page.photometric) in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) and samples > 4:
+            raise UnusableSlide(f"has {samples} channels; only brightfield RGB slides are read")
         if samples not in colors.get(int(page.photometric), ()):
             raise NotFast(f"{samples} channels of {getattr(page.photometric, 'name', page.photometric)}")
         coded = page.compression == _JPEG or page.compression in _JPEG_2000
@@ -213,7 +220,7 @@ class Pixels:
         adobe = b""
         if assumed is not None:
             adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if assumed == _JPEG_YCBCR else b"\x00")
-        tables = self._page.jpegtables
+        tables = self._tables
         return b"\xff\xd8" + adobe + (tables[2:-2] if tables else b"") + data[2:]
 
     def _decoded(self, index: int, row: int) -> npt.NDArray[Any] | None:
@@ -226,9 +233,7 @@ class Pixels:
 
             _require_end(data)
             assumed, wanted = self._colorspaces
-            pixels = imagecodecs.jpeg8_decode(
-                data, tables=self._page.jpegtables, colorspace=assumed, outcolorspace=wanted
-            )
+            pixels = imagecodecs.jpeg8_decode(data, tables=self._tables, colorspace=assumed, outcolorspace=wanted)
             return pixels if pixels.ndim == 3 else pixels[..., None]
         if self._raw:
             return self._unpacked(data, row)
@@ -258,9 +263,8 @@ class Pixels:
 
     def _rgb(self, samples: npt.NDArray[Any]) -> UInt8Array:
         page = self._page
-        if page.photometric == _PALETTE:
-            colors = np.asarray(page.colormap) >> 8
-            return np.ascontiguousarray(colors.T[samples[..., 0]].astype(np.uint8))
+        if self._colors is not None:
+            return np.ascontiguousarray(self._colors.T[samples[..., 0]].astype(np.uint8))
         if samples.dtype != np.uint8:
             samples = (samples >> (page.bitspersample - 8)).astype(np.uint8)
         if page.compression == _APERIO_YCBCR:

@@ -13,7 +13,7 @@ from eosin.slides.levels import same_scene
 from eosin.slides.mpp import Reading, Scale, aperio_scale, choose_scale, number, ome_length, resolution_reading
 from eosin.slides.tiff_decode import NotFast
 
-__all__ = ["Found", "check_chain", "find_levels"]
+__all__ = ["Directories", "Found", "find_levels"]
 
 _REDUCED = 1
 _UNITS_OF_IMAGEJ = {
@@ -38,39 +38,65 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
-def check_chain(file: int, size: int) -> None:
-    """Follow the chain of a TIFF's directories to its end.
+class Directories:
+    """The directories of a TIFF, checked without reading what is in them.
+
+    Where one leads out of the file, as in a file copied in part, levels would be lost without a word.
 
     Args:
         file: An open descriptor.
         size: Size of the file in bytes.
-
-    Raises:
-        UnusableSlide: If it leads out of the file, as in one copied in part: levels would be lost without a word.
     """
-    head = os.pread(file, 16, 0)
-    order = "<" if head[:2] == b"II" else ">"
-    big = struct.unpack(order + "H", head[2:4])[0] == 43
-    count_format, entry, offset_format = (order + "Q", 20, order + "Q") if big else (order + "H", 12, order + "I")
-    width = struct.calcsize(offset_format)
-    at = struct.unpack(offset_format, head[8:16] if big else head[4:8])[0]
-    seen: set[int] = set()
-    while at:
-        count_bytes = os.pread(file, struct.calcsize(count_format), at)
-        whole = at + len(count_bytes) <= size and len(count_bytes) == struct.calcsize(count_format)
-        end = at + len(count_bytes) + entry * struct.unpack(count_format, count_bytes)[0] if whole else size
-        if end + width > size:
-            raise UnusableSlide(
-                f"truncated: the directory of one of its images lies beyond the end of the file ({size:,} bytes); copy "
-                "it again"
-            )
-        seen.add(at)
-        at = struct.unpack(offset_format, os.pread(file, width, end))[0]
-        if at in seen:
-            raise UnusableSlide("damaged: the chain of its images runs in a circle; copy the file again")
+
+    def __init__(self, file: int, size: int) -> None:
+        self._file, self._size = file, size
+        head = self._bytes(0, 4)
+        order = "<" if head[:2] == b"II" else ">"
+        big = struct.unpack(order + "H", head[2:])[0] == 43
+        self._count, self._entry, self._offset = (
+            (order + "Q", 20, order + "Q") if big else (order + "H", 12, order + "I")
+        )
+        self._first = 8 if big else 4
+
+    def check_chain(self) -> None:
+        """Follow the chain to its end.
+
+        Raises:
+            UnusableSlide: If it leads out of the file or runs in a circle.
+        """
+        seen: set[int] = set()
+        at = self._unpack(self._offset, self._first)
+        while at:
+            if at in seen:
+                raise UnusableSlide("damaged: the chain of its images runs in a circle; copy the file again")
+            seen.add(at)
+            at = self.next(at)
+
+    def next(self, at: int) -> int:
+        """Check the directory at an offset and return the offset of the next one, 0 at the end.
+
+        Raises:
+            UnusableSlide: If it does not lie wholly in the file.
+        """
+        entries = self._unpack(self._count, at)
+        return self._unpack(self._offset, at + struct.calcsize(self._count) + self._entry * entries)
+
+    def _unpack(self, kind: str, at: int) -> int:
+        value: int = struct.unpack(kind, self._bytes(at, struct.calcsize(kind)))[0]
+        return value
+
+    def _bytes(self, at: int, count: int) -> bytes:
+        if at + count <= self._size:
+            data = os.pread(self._file, count, at)
+            if len(data) == count:
+                return data
+        raise UnusableSlide(
+            f"truncated: the directory of one of its images lies beyond the end of the file ({self._size:,} bytes); "
+            "copy it again"
+        )
 
 
-def find_levels(tif: Any) -> Found:
+def find_levels(tif: Any, directories: Directories) -> Found:
     """Find the pyramid in an open tifffile.TiffFile.
 
     Aperio: the tiled images; what is stored in strips is thumbnail, label and macro. OME-TIFF: the largest image of the
@@ -92,10 +118,12 @@ def find_levels(tif: Any) -> Found:
         levels = _pyramid(first, [page for page in pages[1:] if page.is_tiled])
         return Found("aperio", levels, aperio_scale(description, _resolution(first)))
     if tif.is_ome:
-        return _find_ome(tif, pages)
+        return _find_ome(tif, pages, directories)
     main = max(pages, key=lambda page: page.imagewidth * page.imagelength)
     others = [page for page in pages if page is not main]
-    levels = _pyramid(main, [page for page in others if bool(page.is_tiled) == bool(main.is_tiled)] + _sub_images(main))
+    levels = _pyramid(
+        main, [page for page in others if bool(page.is_tiled) == bool(main.is_tiled)] + _sub_images(main, directories)
+    )
     scale = choose_scale([_imagej(tif, main), _resolution(main)])
     return Found("tiff", levels, scale)
 
@@ -113,12 +141,11 @@ def _size(page: Any) -> tuple[int, int]:
     return int(page.imagewidth), int(page.imagelength)
 
 
-def _sub_images(page: Any) -> list[Any]:
+def _sub_images(page: Any, directories: Directories) -> list[Any]:
     if not page.subifds:
         return []
-    size = page.parent.filehandle.size
-    if any(offset >= size for offset in page.subifds):
-        raise UnusableSlide(f"truncated: a level lies beyond the end of the file ({size:,} bytes); copy it again")
+    for offset in page.subifds:
+        directories.next(offset)
     return list(page.pages)
 
 
@@ -145,7 +172,7 @@ def _imagej(tif: Any, page: Any) -> Reading | None:
     return Reading("ImageJ resolution", x, y)
 
 
-def _find_ome(tif: Any, pages: list[Any]) -> Found:
+def _find_ome(tif: Any, pages: list[Any], directories: Directories) -> Found:
     root = _parse(tif.ome_metadata or pages[0].description)
     images = _ome_images(root, tif.filehandle.name, len(pages))
     if not images:
@@ -161,7 +188,7 @@ def _find_ome(tif: Any, pages: list[Any]) -> Found:
     if len(planes) not in (1, 3) or (len(planes) == 3 and planes[0].samplesperpixel != 1) or channels > 4:
         raise UnusableSlide(f"has {main.channels} channels; only brightfield RGB slides are read")
     levels: dict[tuple[int, int], list[Any]] = {_size(planes[0]): planes}
-    for reduced in zip(*(_sub_images(page) for page in planes), strict=False):
+    for reduced in zip(*(_sub_images(page, directories) for page in planes), strict=False):
         if same_scene(_size(planes[0]), _size(reduced[0])):
             levels.setdefault(_size(reduced[0]), list(reduced))
     alike = [image for image in images if same_scene((main.width, main.height), (image.width, image.height))]
