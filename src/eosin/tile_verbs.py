@@ -64,7 +64,6 @@ def tile(
         shard: i/n, counted from 0: do this part of the slides, for job arrays that share OUT.
         ray: Address of a Ray cluster to use instead, auto for the one that runs here, or local to start one.
     """
-    from eosin.data import default_workers
     from eosin.tiling import Extras, TilingConfig, parse_shard, slide_table, tile_slides
 
     tissue = {"mpp": tissue_mpp, "smallest_tissue": smallest_tissue, "smallest_hole": smallest_hole}
@@ -85,7 +84,7 @@ def tile(
         out,
         config,
         extras=Extras(source_mpp, patient, masks, regions, coordinates),
-        processes=jobs if jobs is not None else max(1, default_workers()),
+        processes=jobs,
         shard=None if shard is None else parse_shard(shard),
         ray=ray,
         plain=plain,

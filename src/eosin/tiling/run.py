@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -80,7 +81,7 @@ def tile_slides(
     config: TilingConfig,
     *,
     extras: Extras | None = None,
-    processes: int = 1,
+    processes: int | None = None,
     shard: tuple[int, int] | None = None,
     ray: str | None = None,
     plain: bool = False,
@@ -96,7 +97,7 @@ def tile_slides(
         out: The store's directory.
         config: How to cut.
         extras: What is said of slides besides: µm/px, patients, masks, regions, coordinates.
-        processes: Processes on this machine.
+        processes: Processes on this machine; one for each core that this one may use, if not given.
         shard: (i, n): do every n-th slide, from the i-th; several such runs may share `out`.
         ray: Address of a Ray cluster to use instead of processes here.
         plain: Take images without levels (PNG, JPEG, ...) in folders too.
@@ -109,6 +110,8 @@ def tile_slides(
     found = find_slides(sources, plain=plain, remark=remarks.append)
     jobs, more = make_jobs(found, config, extras or Extras())
     remarks += more
+    if processes is not None and processes < 1:
+        raise EosinError(f"--jobs {processes}: give at least 1")
     records = Records(out)
     with _held(out, shard):
         records.agree(config)
@@ -122,7 +125,7 @@ def tile_slides(
         try:
             with TilingProgress(missing, len(mine) - len(missing)) as progress:
                 if missing:
-                    pool = RayPool(ray) if ray is not None else LocalPool(max(1, min(processes, 4 * len(missing))))
+                    pool = RayPool(ray) if ray is not None else LocalPool(processes or _cores())
                     with closing(pool):
                         Schedule(records, pool, progress.advance, progress.ended).run(missing)
         finally:
@@ -147,6 +150,10 @@ def tile_slides(
         seconds=time.monotonic() - started,
         remarks=tuple(remarks),
     )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
