@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from eosin.core.draws import permuted, stream_seed
+from eosin.core.draws import Draws, permuted, stream_seed
 from eosin.core.errors import EosinError
 from eosin.data.images import Interpolation, UnreadableImage, open_image, square_image
 from eosin.data.quarantine import Quarantine
-from eosin.data.tiles import Tiles, load_square
+from eosin.data.tiles import Tiles, ViewSource, load_square
 from eosin.data.workers import read_ahead
 
 __all__ = ["Batch", "MakeViews", "TrainingLoader", "iterate_tiles", "tiles_at"]
@@ -36,7 +36,7 @@ class Loaded(NamedTuple):
         images: uint8 [B, 3, size, size]; none (B = 0) where there are views.
         rows: int64 [B], the tile of each.
         bad: (tile, reason) of each unreadable tile.
-        mpp: float64 [B], µm/px of the images as loaded, where it is asked for.
+        mpp: float64 [B], µm/px of the images as loaded, where it is asked for or the source draws it.
         views: What `MakeViews` made of the images.
     """
 
@@ -88,7 +88,7 @@ class Batch:
     micro: int = 0
     """Which of the step's `accumulate` parts this is."""
     mpp: Float64Array | None = None
-    """float64 [B], µm/px of the images as loaded, where the loader was asked for it."""
+    """float64 [B], µm/px of the images as loaded, where the loader was asked for it or the source draws it."""
     views: list[Tensor] | None = None
     """Where the loader makes views: V tensors [B, ...]."""
 
@@ -99,7 +99,9 @@ class TrainingLoader:
     The global batch of a step has batch_size × world × accumulate images; part m of process r holds the positions from
     (m × world + r) × batch_size on. So what a step sees depends on the global batch alone, not on how it is divided,
     and not on the number of workers. A tile that cannot be read is replaced by the next readable one of the pass's
-    order and quarantined; the last images of a pass share their batch with the first of the next.
+    order and quarantined; the last images of a pass share their batch with the first of the next. Of slides read on
+    the fly a tile is seen from another place, and at another resolution, each time; both are drawn, like all else, by
+    the seed, the step and the position.
 
     Args:
         tiles: The source.
@@ -235,25 +237,31 @@ class _TrainingReader:
         samples = np.arange(first, first + self.batch_size)
         chosen = tiles_at(samples, len(self.tiles), self.seed)
         pixels = np.empty((self.batch_size, 3, self.size, self.size), dtype=np.uint8)
-        mpp = None if self.mpp is None else np.empty(self.batch_size)
+        step, position = divmod(first, self.global_batch)
+        positions = position + np.arange(self.batch_size)
+        drawn = isinstance(self.tiles.source, ViewSource)
+        uniforms = Draws(self.seed, step, positions, "tiles").uniform("view", 4) if drawn else None
+        mpp = np.empty(self.batch_size) if drawn or self.mpp is not None else None
         bad: dict[int, str] = {}
         for slot, sample in enumerate(samples):
-            chosen[slot], short = self._load(pixels[slot], int(sample), int(chosen[slot]), bad)
-            if mpp is not None and self.mpp is not None:
-                mpp[slot] = self.mpp[chosen[slot]] * short / self.size
+            draws = None if uniforms is None else uniforms[slot]
+            chosen[slot], resolution = self._load(pixels[slot], int(sample), int(chosen[slot]), bad, draws)
+            if mpp is not None:
+                mpp[slot] = resolution
         images = torch.from_numpy(pixels)
         if self.make_views is None:
             return Loaded(images, chosen, list(bad.items()), mpp)
-        step, position = divmod(first, self.global_batch)
-        views = self.make_views(images, step, position + np.arange(self.batch_size), mpp)
+        views = self.make_views(images, step, positions, mpp)
         # A slice would take the memory of all of them along.
         return Loaded(images.new_empty(0, *images.shape[1:]), chosen, list(bad.items()), mpp, views)
 
-    def _load(self, out: npt.NDArray[np.uint8], sample: int, tile: int, bad: dict[int, str]) -> tuple[int, float]:
+    def _load(
+        self, out: npt.NDArray[np.uint8], sample: int, tile: int, bad: dict[int, str], draws: Float64Array | None
+    ) -> tuple[int, float]:
         """Fill `out` with a tile, or else with the next readable one of the pass's order.
 
         Returns:
-            Which tile it is, and its short side at rest in px where resolutions are asked for, else NaN.
+            Which tile it is, and its µm/px as loaded where resolutions are asked for or drawn, else NaN.
         """
         count = len(self.tiles)
         tried = dict[int, str]()
@@ -264,9 +272,7 @@ class _TrainingReader:
             try:
                 if tile in self.known_bad:
                     raise UnreadableImage(self.known_bad[tile])
-                data = self.tiles.read(tile)
-                out[...] = square_image(data, self.size)
-                return tile, math.nan if self.mpp is None else min(open_image(data).size)
+                return tile, self._fill(out, tile, draws)
             except UnreadableImage as error:
                 tried[tile] = bad[tile] = self.known_bad[tile] = str(error)
         name, reason = next(iter(tried.items()))
@@ -274,6 +280,15 @@ class _TrainingReader:
             f"{self.tiles.spec}: {len(tried):,} tiles in a row are unreadable (first '{self.tiles.names[name]}': "
             f"{reason}); check the files and the disk"
         )
+
+    def _fill(self, out: npt.NDArray[np.uint8], tile: int, draws: Float64Array | None) -> float:
+        source = self.tiles.source
+        if draws is not None and isinstance(source, ViewSource):
+            out[...], resolution = source.view(tile, self.size, draws)
+            return resolution
+        data = self.tiles.read(tile)
+        out[...] = square_image(data, self.size)
+        return math.nan if self.mpp is None else float(self.mpp[tile]) * min(open_image(data).size) / self.size
 
 
 class _RowReader:

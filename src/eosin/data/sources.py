@@ -11,8 +11,10 @@ import numpy as np
 from eosin.core.errors import EosinError, nearest
 from eosin.data.folder import IMAGE_SUFFIXES, open_folder
 from eosin.data.manifest import open_manifest
+from eosin.data.slides import open_slides
 from eosin.data.store import is_store, open_store
 from eosin.data.tiles import Tiles
+from eosin.slides import SLIDE_SUFFIXES
 
 __all__ = ["open_tiles"]
 
@@ -23,10 +25,17 @@ def _folder(path: Path, label_column: str) -> Tiles:
     return open_folder(path)
 
 
+def _slides(path: Path, label_column: str) -> Tiles:
+    if label_column != "label":
+        raise EosinError(f"{path}: slides have no column '{label_column}' and no labels")
+    return open_slides(str(path))
+
+
 SCHEMES: dict[str, Callable[[Path, str], Tiles]] = {
     "folder": _folder,
     "csv": open_manifest,
     "store": open_store,
+    "slides": _slides,
 }
 
 
@@ -34,7 +43,8 @@ def open_tiles(spec: str | Path, *, label_column: str = "label", splits: Sequenc
     """Open a source of tiles.
 
     Args:
-        spec: `folder:DIR`, `csv:FILE` (a CSV or Parquet manifest), `store:DIR`, or a bare path whose kind is seen.
+        spec: `folder:DIR`, `csv:FILE` (a CSV or Parquet manifest), `store:DIR`, `slides:DIR?mpp=0.5&size=256` (see
+            `slide_options.SlideOptions`), or a bare path whose kind is seen, but for slides.
         label_column: Column that holds the label, for a manifest or a store.
         splits: Keep only the tiles of these splits.
 
@@ -51,7 +61,7 @@ def open_tiles(spec: str | Path, *, label_column: str = "label", splits: Sequenc
 
 def _parse(spec: str) -> tuple[str, Path]:
     if not spec.strip():
-        raise EosinError("the source of tiles is empty; give folder:DIR, csv:FILE, store:DIR or a path")
+        raise EosinError("the source of tiles is empty; give folder:DIR, csv:FILE, store:DIR, slides:DIR or a path")
     scheme, colon, rest = spec.partition(":")
     if colon and scheme in SCHEMES:
         if not rest:
@@ -65,6 +75,8 @@ def _parse(spec: str) -> tuple[str, Path]:
     if path.is_file():
         if path.suffix.lower() in IMAGE_SUFFIXES:
             raise EosinError(f"{path}: a single image; give the folder it is in")
+        if path.suffix.lower() in SLIDE_SUFFIXES:
+            raise EosinError(f"{path}: a slide; write slides:{path}?mpp=0.5&size=256, or cut it with `eosin tile`")
         raise EosinError(f"{path}: neither a folder nor a .csv or .parquet manifest")
     if colon and "/" not in scheme:
         raise EosinError(f"'{spec}': unknown kind of source '{scheme}'; {nearest(scheme, SCHEMES)}")

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,20 +15,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from eosin.core.errors import EosinError
+from eosin.data.digests import DIGEST_BYTES, digest
 from eosin.data.images import Interpolation, UnreadableImage, decode_image, square_image
 
-__all__ = ["DIGEST_BYTES", "ByteSource", "FileBytes", "Names", "Tiles", "digest", "load_square", "text_column"]
+__all__ = [
+    "ByteSource",
+    "FileBytes",
+    "Names",
+    "Tiles",
+    "ViewSource",
+    "load_square",
+    "text_column",
+]
 
 Rows = npt.NDArray[np.int64]
 TextColumn = npt.NDArray[np.object_]
 FloatColumn = npt.NDArray[np.float64]
-
-DIGEST_BYTES = 16
-
-
-def digest(data: bytes) -> bytes:
-    """Return the first 16 bytes of the SHA-256 of an image's encoded bytes."""
-    return hashlib.sha256(data).digest()[:DIGEST_BYTES]
 
 
 class Names(Sequence[str]):
@@ -81,6 +83,20 @@ class ByteSource(Protocol):
 
     def digests(self) -> Iterator[bytes]:
         """Yield each tile's `digest`, in order."""
+
+
+@runtime_checkable
+class ViewSource(ByteSource, Protocol):
+    """A source that makes its tiles' pixels itself, at any size, and in training shows more than the tiles alone."""
+
+    def square(self, index: int, size: int) -> npt.NDArray[np.uint8]:
+        """Return a tile as uint8 [3, size, size]; raises `UnreadableImage`."""
+
+    def view(self, index: int, size: int, uniforms: FloatColumn) -> tuple[npt.NDArray[np.uint8], float]:
+        """Return, drawn by float64 [4] in [0, 1), what training sees for a tile, and its µm/px.
+
+        The pixels are uint8 [3, size, size]; raises `UnreadableImage`.
+        """
 
 
 # One process often opens the same folder more than once (tasks, the online probe); the key changes with the file.
@@ -237,12 +253,16 @@ def load_square(
 ) -> npt.NDArray[np.uint8]:
     """Read a tile, resize its short side to `size` and cut the central square; see `images.square_image`.
 
+    A source that makes its pixels itself, such as slides, makes them at that size.
+
     Returns:
         uint8 [3, size, size] RGB.
 
     Raises:
         UnreadableImage: If it cannot be read or decoded.
     """
+    if isinstance(tiles.source, ViewSource):
+        return tiles.source.square(int(index), size)
     return square_image(tiles.read(index), size, interpolation)
 
 
