@@ -24,6 +24,8 @@ from eosin.augment.color import (
 )
 from eosin.core.draws import Draws
 
+pytestmark = pytest.mark.usefixtures("computed")
+
 FUNCTIONALS = {
     "brightness": v2.adjust_brightness,
     "contrast": v2.adjust_contrast,

@@ -22,6 +22,8 @@ from eosin.augment.hed import (
 from eosin.core.draws import Draws
 from eosin.core.errors import EosinError
 
+pytestmark = pytest.mark.usefixtures("computed")
+
 
 def random_images(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))

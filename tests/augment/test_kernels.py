@@ -14,9 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eosin.augment import kernels
+from eosin.augment.color import ColorJitter, JitterConfig
+from eosin.augment.hed import HEDJitter, HEDJitterConfig, hed_jitter
 from eosin.augment.kernels import kernel
 from eosin.augment.randstainna import restain
 from eosin.augment.spaces import CHANNELS, MATRICES
+from eosin.core.draws import Draws
 
 # By how much a displayed value may differ between the two ways.
 SAME = 1e-4
@@ -110,7 +113,6 @@ def test_memory_layout_changes_no_bit(space):
     wide.copy_(images)
     for other in (last, wide, images.transpose(2, 3).contiguous().transpose(2, 3)):
         assert torch.equal(restain(other, aims, space=space), expected)
-    assert torch.equal(restain(images[:1].expand(3, -1, -1, -1), aims, space=space)[0], expected[0])
 
 
 @needs_numba
@@ -139,6 +141,77 @@ def test_workers_make_the_same_bits(method):
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
         made = pool.submit(restain, images_of(), aims_of("lab"), space="lab").result()
         assert torch.equal(made, expected)
+
+
+# Jitter and HED jitter
+
+
+def jittered(images, seed=0, **strengths):
+    operation = ColorJitter(JitterConfig(**{"probability": 0.8} | strengths))
+    return operation.apply(images, operation.sample(Draws(seed, 0, range(len(images))), images))
+
+
+def shifted(images, seed=0, **strengths):
+    operation = HEDJitter(HEDJitterConfig(**{"probability": 0.8, "alpha": 0.5, "beta": 1.0} | strengths))
+    return operation.apply(images, operation.sample(Draws(seed, 0, range(len(images))), images))
+
+
+@needs_numba
+@pytest.mark.parametrize("change", [jittered, shifted])
+@given(seed=st.integers(0, 999), side=st.tuples(st.integers(1, 40), st.integers(1, 40)), low=st.sampled_from([0, 0.9]))
+def test_changed_colors_are_the_same_either_way(change, seed, side, low):
+    images = low + (1 - low) * torch.rand(6, 3, *side, generator=torch.Generator().manual_seed(seed))
+    images[4], images[5] = 0.0, 1.0
+    with pytest.MonkeyPatch.context() as patch:
+        plain = without(patch, change, images.clone(), seed)
+    compiled = change(images.clone(), seed)
+    torch.testing.assert_close(compiled, plain, rtol=0, atol=SAME / 10)
+    for row in range(6):
+        part = images.clone()
+        part[:row], part[row + 1 :] = 0.3, 0.6
+        assert torch.equal(change(part, seed)[row], compiled[row])
+
+
+@needs_numba
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_a_strength_of_0_leaves_that_property_alone(monkeypatch, name):
+    images = images_of(24)
+    plain = without(monkeypatch, jittered, images.clone(), **{name: 0.0})
+    torch.testing.assert_close(jittered(images.clone(), **{name: 0.0}), plain, rtol=0, atol=SAME / 10)
+
+
+@needs_numba
+@pytest.mark.parametrize("change", [jittered, shifted])
+def test_changes_are_made_where_the_images_lie(change):
+    images = images_of(24)
+    wide = torch.zeros(24, 3, 80, 90)
+    view = wide[:, :, ::2, 1:45]
+    view.copy_(images)
+    expected = change(images)
+    assert torch.equal(change(view), expected)
+    assert torch.equal(view, expected)
+    assert wide[:, :, 1::2].abs().max() == 0
+
+
+@needs_numba
+@pytest.mark.parametrize("change", [jittered, shifted])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -1.0])
+def test_changed_colors_are_colors_even_of_what_is_none(change, value):
+    images = images_of(24)
+    images[:, :, 3, 5] = value
+    on = (change(images_of(24)) != images_of(24)).flatten(1).any(1)
+    result = change(images)[on]
+    assert torch.isfinite(result).all()
+    assert result.min() >= 0
+    assert result.max() <= 1
+
+
+@needs_numba
+def test_what_is_not_chosen_changes_no_bit():
+    images = images_of(24)
+    for change in (jittered, shifted):
+        assert torch.equal(change(images.clone(), probability=0.0), images)
+    assert torch.equal(shifted(images.clone(), probability=1.0, alpha=0.0, beta=0.0), images)
 
 
 # Which way is taken
@@ -192,15 +265,13 @@ def test_what_cannot_be_compiled_is_told_once(monkeypatch, capsys):
 
 SCRIPT = """
 import sys, torch
-assert "numba" not in sys.modules
 import eosin.augment
 assert "numba" not in sys.modules, "numba is imported before it is needed"
+from eosin.augment.hed import hed_jitter
 from eosin.augment.kernels import kernel
-from eosin.augment.randstainna import restain
 images = torch.linspace(0, 1, 3 * 64).view(1, 3, 8, 8)
-assert kernel("restain", images) is not None
-aim = torch.tensor([[158.0, 151.2, 116.8, 36.9, 8.1, 6.1]])
-print(restain(images, aim, space="lab").sum().item())
+assert kernel("hed_jitter", images) is not None
+print(hed_jitter(images, [[0.5, 1.5, 1.0]], [[0.1, 0.2, -0.1]]).sum().item())
 """
 
 
@@ -214,13 +285,13 @@ def run(folder):
 
 def here():
     images = torch.linspace(0, 1, 3 * 64).view(1, 3, 8, 8)
-    return restain(images, torch.tensor([AIMS["lab"]]), space="lab").sum().item()
+    return hed_jitter(images, [[0.5, 1.5, 1.0]], [[0.1, 0.2, -0.1]]).sum().item()
 
 
 @needs_numba
 def test_machine_code_is_kept_and_a_broken_cache_does_no_harm(tmp_path):
     assert run(tmp_path) == here()
-    kept = sorted(path for path in tmp_path.rglob("*.nb?") if "restain" in path.name)
+    kept = sorted(path for path in tmp_path.rglob("*.nb?") if "hed_jitter" in path.name)
     assert {path.suffix for path in kept} == {".nbi", ".nbc"}
     before = {path: path.stat().st_mtime_ns for path in kept}
     assert run(tmp_path) == here()

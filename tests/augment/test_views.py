@@ -28,6 +28,8 @@ from eosin.core.draws import Draws
 from eosin.core.errors import EosinError
 from eosin.synthetic import render_tile
 
+pytestmark = pytest.mark.usefixtures("computed")
+
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 EVERYTHING = ViewConfig(
     size=40,

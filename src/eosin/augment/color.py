@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from eosin.augment.kernels import in_place, kernel
 from eosin.augment.operations import Parameters, Probability, on_rows, per_image
 from eosin.core.config import Config
 from eosin.core.draws import Draws
@@ -162,6 +163,11 @@ class ColorJitter:
         order = np.asarray(parameters["order"], dtype=np.int64)
         steps = np.where(order[:, None] >= 0, ORDERS[order], -1)
         active = [getattr(self.config, name) > 0 for name, _ in ADJUSTMENTS]
+        compiled = kernel("jitter", images)
+        if compiled is not None:
+            steps = np.where(np.array(active)[steps], steps, -1)
+            drawn = np.column_stack([parameters[name] for name, _ in ADJUSTMENTS]).astype(np.float32)
+            return in_place(compiled, images, steps, drawn)
         for place in range(4):
             for number, (name, adjust) in enumerate(ADJUSTMENTS):
                 chosen = steps[:, place] == number

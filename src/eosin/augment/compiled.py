@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-__all__ = ["SIGNATURES", "restain", "without_cache"]
+__all__ = ["SIGNATURES", "hed_jitter", "jitter", "restain", "without_cache"]
 
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
@@ -30,6 +30,8 @@ _OPTIONS: dict[str, Any] = {
 SIGNATURES = {
     "restain": "void(float32[:,:,::1], float32[:,::1], float32, boolean, boolean, int64, float32[:,::1],"
     "float32[:,::1], float32[:,::1], float32, float32, float32)",
+    "jitter": "void(float32[:,:,::1], int64[:,::1], float32[:,::1])",
+    "hed_jitter": "void(float32[:,:,::1], float32[:,:,::1], float32[:,::1], float32)",
 }
 """Types of the arguments of each kernel."""
 
@@ -119,9 +121,10 @@ def _to_hsv(red: Floats, green: Floats, blue: Floats) -> None:
 
 
 @_part
-def _from_hsv(red: Floats, green: Floats, blue: Floats) -> None:
+def _from_hsv(red: Floats, green: Floats, blue: Floats, turn: F) -> None:
+    """Back, with the hue turned by sixths of the circle."""
     for i in range(red.size):
-        hue, saturation, value = red[i], _within(green[i], F(0), F(1)), _within(blue[i], F(0), F(1))
+        hue, saturation, value = red[i] + turn, _within(green[i], F(0), F(1)), _within(blue[i], F(0), F(1))
         hue -= F(6) * np.floor(hue * F(1 / 6))
         chroma = saturation * value
         smallest = value - chroma
@@ -260,6 +263,11 @@ def _mean(values: Floats, weight: Floats, slope: F, offset: F) -> tuple[float, f
 
 
 @_part
+def _average(values: Floats) -> float:
+    return _mean(values, values, F(0), F(1))[0]
+
+
+@_part
 def _deviation(values: Floats, mean: F, weight: Floats, slope: F, offset: F) -> float:
     """Return the sum of the squared differences from the mean, counted likewise."""
     total = 0.0
@@ -320,8 +328,7 @@ def restain(
     for image in range(images.shape[0]):
         red, green, blue = images[image, 0], images[image, 1], images[image, 2]
         _weigh(red, green, blue, weight)
-        tissue, _ = _mean(weight, weight, F(0), F(1))
-        blend = F(strength) if tissue >= least_tissue else F(0)
+        blend = F(strength) if _average(weight) >= least_tissue else F(0)
         if space == _LAB:
             _to_lab(red, green, blue, to_space)
         elif space == _HSV:
@@ -340,6 +347,80 @@ def restain(
         if space == _LAB:
             _from_lab(red, green, blue, from_space)
         elif space == _HSV:
-            _from_hsv(red, green, blue)
+            _from_hsv(red, green, blue, F(0))
         else:
             _from_hed(red, green, blue, from_space)
+
+
+@_part
+def _blend(values: Floats, other: F, factor: F) -> None:
+    for i in range(values.size):
+        values[i] = _within(other + factor * (values[i] - other), F(0), F(1))
+
+
+@_part
+def _saturate(red: Floats, green: Floats, blue: Floats, factor: F) -> None:
+    for i in range(red.size):
+        r, g, b = red[i], green[i], blue[i]
+        luma = _luma(r, g, b)
+        red[i] = _within(luma + factor * (r - luma), F(0), F(1))
+        green[i] = _within(luma + factor * (g - luma), F(0), F(1))
+        blue[i] = _within(luma + factor * (b - luma), F(0), F(1))
+
+
+@_part
+def _luma(red: F, green: F, blue: F) -> F:
+    return F(0.2989) * red + F(0.587) * green + F(0.114) * blue
+
+
+@_kernel
+def jitter(images: Floats, steps: npt.NDArray[np.int64], values: Floats) -> None:
+    """`color.ColorJitter` in place.
+
+    Args:
+        images: float32 [B, 3, N] RGB in 0..1.
+        steps: int64 [B, 4], what is adjusted first, second, …: brightness (0), contrast (1), saturation (2), hue (3),
+            nothing (-1).
+        values: float32 [B, 4], factors of the first three, and turns of the color circle.
+    """
+    for image in range(images.shape[0]):
+        red, green, blue = images[image, 0], images[image, 1], images[image, 2]
+        for place in range(4):
+            step = steps[image, place]
+            value = values[image, step]
+            if step == 0:
+                for channel in range(3):
+                    _blend(images[image, channel], F(0), value)
+            elif step == 1:
+                mean = _luma(F(_average(red)), F(_average(green)), F(_average(blue)))
+                for channel in range(3):
+                    _blend(images[image, channel], mean, value)
+            elif step == 2:
+                _saturate(red, green, blue, value)
+            elif step == 3:
+                _to_hsv(red, green, blue)
+                _from_hsv(red, green, blue, F(6) * value)
+
+
+@_kernel
+def hed_jitter(images: Floats, slopes: Floats, offsets: Floats, darkest: F) -> None:
+    """`hed.hed_jitter` in place: RGB · 2^(log2(max(RGB, darkest)) @ slope + offset), clamped to 0..1.
+
+    Args:
+        images: float32 [B, 3, N] RGB in 0..1.
+        slopes: float32 [B, 3, 3].
+        offsets: float32 [B, 3].
+        darkest: `hed.DARKEST`.
+    """
+    for image in range(images.shape[0]):
+        red, green, blue = images[image, 0], images[image, 1], images[image, 2]
+        m, offset = slopes[image], offsets[image]
+        for i in range(red.size):
+            r, g, b = _within(red[i], F(0), F(1)), _within(green[i], F(0), F(1)), _within(blue[i], F(0), F(1))
+            log_r, log_g, log_b = _log2(_most(r, darkest)), _log2(_most(g, darkest)), _log2(_most(b, darkest))
+            exponent = m[0, 0] * log_r + m[1, 0] * log_g + m[2, 0] * log_b + offset[0]
+            red[i] = _least(r * _exp2(exponent), F(1))
+            exponent = m[0, 1] * log_r + m[1, 1] * log_g + m[2, 1] * log_b + offset[1]
+            green[i] = _least(g * _exp2(exponent), F(1))
+            exponent = m[0, 2] * log_r + m[1, 2] * log_g + m[2, 2] * log_b + offset[2]
+            blue[i] = _least(b * _exp2(exponent), F(1))

@@ -34,6 +34,7 @@ from pydantic import Field
 from torch import Tensor
 
 from eosin.augment.chunks import chunks
+from eosin.augment.kernels import in_place, kernel
 from eosin.augment.logarithm import exp2_, log2_
 from eosin.augment.operations import Parameters, Probability, on_rows, stain_parameters
 from eosin.core.config import Config
@@ -92,6 +93,9 @@ def hed_jitter(images: Tensor, alpha: npt.ArrayLike, beta: npt.ArrayLike) -> Ten
 def _jitter(images: Tensor, alpha: npt.NDArray[np.float64], beta: npt.NDArray[np.float64]) -> Tensor:
     """`hed_jitter` in place."""
     slope, offset = _exponent(alpha, beta)
+    compiled = kernel("hed_jitter", images)
+    if compiled is not None:
+        return in_place(compiled, images, slope.astype(np.float32), offset.astype(np.float32), DARKEST)
     largest = (np.abs(slope).sum(axis=1) * -math.log2(DARKEST) + np.abs(offset)).max(initial=0.0)
     slopes = upload(slope.astype(np.float32), images.device)
     offsets = upload(offset.astype(np.float32), images.device)[..., None]

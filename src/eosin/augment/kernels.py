@@ -1,4 +1,4 @@
-"""Whether an operation runs as compiled loops (`eosin.augment.compiled`) or as PyTorch wrote it.
+"""Whether an operation runs as compiled loops (`eosin.augment.compiled`) or by PyTorch.
 
 Compiled loops need numba (`pip install 'eosin[fast]'`) and images on a CPU. `EOSIN_NUMBA=0` turns them off. Both ways
 give the same colors to 1e-4, not to the same bits.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eosin.core.console import warn
 
-__all__ = ["SWITCH", "Kernel", "kernel"]
+__all__ = ["SWITCH", "Kernel", "in_place", "kernel"]
 
 SWITCH = "EOSIN_NUMBA"
 """Environment variable that turns compiled loops off where it is 0."""
@@ -41,6 +41,13 @@ def kernel(name: str, images: Tensor) -> Kernel | None:
     return _load(name)
 
 
+def in_place(compiled: Kernel, images: Tensor, *arguments: object) -> Tensor:
+    """Run a kernel on float32 [B, 3, h, w], however they lie in memory; return the same tensor, changed."""
+    pixels = images.contiguous()
+    compiled(pixels.flatten(2).numpy(), *arguments)
+    return images if images.is_contiguous() else images.copy_(pixels)
+
+
 @cache
 def _load(name: str) -> Kernel | None:
     if importlib.util.find_spec("numba") is None:
@@ -59,6 +66,6 @@ def _load(name: str) -> Kernel | None:
         found.disable_compile()
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "")
-        warn(f"stain augmentation is not compiled ({type(error).__name__}: {reason}); {SWITCH}=0 silences this")
+        warn(f"color operations are not compiled ({type(error).__name__}: {reason}); {SWITCH}=0 silences this")
         return None
     return found

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from eosin.augment.image_statistics import LEAST_WEIGHT, center_, tissue_share
-from eosin.augment.kernels import Kernel, kernel
+from eosin.augment.kernels import Kernel, in_place, kernel
 from eosin.augment.operations import Parameters, Probability, on_rows
 from eosin.augment.spaces import CHANNELS, MATRICES, UNITS, Space, from_planes_, tissue_weight, to_planes_
 from eosin.augment.stain_statistics import SIZE, StainStatistics, load_statistics
@@ -177,11 +177,11 @@ def _restain_compiled(
     strength: float,
 ) -> Tensor:
     """`restain` by `eosin.augment.compiled`."""
-    images = images.contiguous()
     scale, offset = _units(space, images.device)
     wanted = target.view(-1, SIZE).sub(offset.view(1, SIZE)).div_(scale.view(1, SIZE)).expand(len(images), SIZE)
-    compiled(
-        images.flatten(2).numpy(),
+    return in_place(
+        compiled,
+        images,
         wanted.contiguous().numpy(),
         strength,
         tissue_only,
@@ -193,7 +193,6 @@ def _restain_compiled(
         LEAST_TISSUE,
         MOST_GAIN,
     )
-    return images
 
 
 @lru_cache(maxsize=16)
