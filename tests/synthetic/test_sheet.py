@@ -19,7 +19,7 @@ def test_a_sheet_shows_every_tissue():
 
 def test_the_command_writes_a_labeled_png(tmp_path):
     out = tmp_path / "sheet.png"
-    command = [sys.executable, "-m", "eosin.synthetic", "--slides", "1", "--size", "32", "--sheet"]
+    command = [sys.executable, "-m", "eosin.synthetic", "--rows", "1", "--size", "32", "--sheet"]
     subprocess.run([*command, str(out)], check=True, capture_output=True)
     with Image.open(out) as picture:
         assert "synthetic, not real tissue" in picture.text["Description"]
