@@ -205,6 +205,25 @@ def test_aperio_jpeg_2000_in_ycbcr(tmp_path):
     assert np.abs(got - pixels).max() <= 3
 
 
+def test_jpeg_2000_with_subsampled_colors_is_not_read_here(tmp_path):
+    path = tmp_path / "a.svs"
+    options = {"tile": (96, 96), "photometric": "rgb", "metadata": None, "compression": 33005}
+    tifffile.imwrite(path, tissue(96, 96), **options)
+    data = bytearray(path.read_bytes())
+    size = data.index(b"\xff\x51")
+    data[size + 44] = data[size + 45] = 2  # the second component: one sample for 2 × 2 px
+    path.write_bytes(data)
+    with pytest.raises(UnusableSlide, match="JPEG 2000 with subsampled colors"):
+        open_slide(path)
+
+
+def test_an_aperio_scale_in_strips(tmp_path):
+    path = tmp_path / "a.svs"
+    tifffile.imwrite(path, tissue(), description="Aperio x\r\n|MPP = 0.25", photometric="rgb", metadata=None)
+    with open_slide(path) as slide:
+        assert slide.mpp == (0.25, 0.25)
+
+
 def test_rgb_in_jpeg_that_does_not_say_so(tmp_path):
     """Aperio's JPEG/RGB: the decoder would take it for YCbCr."""
     pixels = tissue(192, 192)

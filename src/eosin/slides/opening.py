@@ -68,29 +68,24 @@ def _backend(path: Path, head: bytes, cache_bytes: int) -> Backend:
             return TiffSlide(path, cache_bytes)
         except NotFast as reason:
             refusal = str(reason)
-    if vendor is not None:
-        slide = OpenSlideSlide(path, cache_bytes)
-        if not refusal:
-            return slide
-        # OpenSlide opens any tiled TIFF, and finds what it cannot read when it reads.
+    if refusal:
+        # OpenSlide opens any tiled TIFF, and finds what it cannot read when it reads. Pillow is not asked: what its
+        # TIFF reader cannot do, it writes to the terminal.
         try:
-            slide.read(0, 0, 0, 1, 1)
-            return slide
+            if vendor is not None:
+                slide = OpenSlideSlide(path, cache_bytes)
+                slide.read(0, 0, 0, 1, 1)
+                return slide
         except UnusableSlide:
-            slide.close()
-            raise UnusableSlide(_not_read(refusal)) from None
+            pass
+        raise UnusableSlide(f"a TIFF that is not read ({refusal}); save it as 8-bit RGB in tiles")
+    if vendor is not None:
+        return OpenSlideSlide(path, cache_bytes)
     if path.suffix.lower() == ".mrxs":
         raise UnusableSlide(
             f"its pixels lie in the folder {path.stem} beside it, which is missing or incomplete; copy it too"
         )
-    if refusal:
-        # Not Pillow's: what its TIFF reader cannot do, it writes to the terminal.
-        raise UnusableSlide(_not_read(refusal))
     return PlainSlide(path)
-
-
-def _not_read(refusal: str) -> str:
-    return f"a TIFF that is not read ({refusal}); save it as 8-bit RGB in tiles"
 
 
 def _unreadable(error: OSError) -> str:

@@ -89,7 +89,7 @@ class TiffSlide:
         pixels = self._pixels[level]
         for whole in (8, 4, 2):
             if pixels.jpeg and 2 * whole <= factor and pixels.tile_width % whole == pixels.tile_height % whole == 0:
-                return _Shrunk(self, pixels, self.levels[level], whole, self._cache.capacity), whole
+                return _Shrunk(self, pixels, self.levels[level], whole, self._cache.capacity // 8), whole
         return None
 
     def close(self) -> None:
@@ -97,6 +97,8 @@ class TiffSlide:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+        for pixels in self._pixels:
+            pixels.close()
         self._cache.clear()
 
 

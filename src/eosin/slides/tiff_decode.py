@@ -96,6 +96,8 @@ class Pixels:
         self._colors = np.asarray(page.colormap) >> 8 if page.photometric == _PALETTE else None
         self._jpeg = page.compression == _JPEG and page.bitspersample == 8 and self._planes == 1
         self.jpeg = self._jpeg and tiled and page.samplesperpixel == 3
+        if page.compression in _JPEG_2000 and _subsampled(self._first_bytes()):
+            raise NotFast("JPEG 2000 with subsampled colors")
         self._colorspaces = self._jpeg_colors() if self._jpeg else (None, None)
 
     @staticmethod
@@ -142,8 +144,12 @@ class Pixels:
             return None, None
         if self._page.photometric == _YCBCR:
             return _JPEG_YCBCR, _JPEG_RGB
-        jfif = any(self.encoded(index)[6:10] == b"JFIF" for index in np.flatnonzero(self._counts)[:1])
-        return (None if jfif else _JPEG_RGB), _JPEG_RGB
+        return (None if self._first_bytes()[6:10] == b"JFIF" else _JPEG_RGB), _JPEG_RGB
+
+    def _first_bytes(self) -> bytes:
+        """Return the stored bytes of the first tile that has any."""
+        present = np.flatnonzero(self._counts)
+        return self.encoded(int(present[0])) if len(present) else b""
 
     def check_extent(self, size: int) -> None:
         """Make sure that all tiles lie inside the file.
@@ -159,8 +165,22 @@ class Pixels:
             )
 
     def encoded(self, index: int) -> bytes:
-        """Return the stored bytes of a tile."""
-        return os.pread(self._file, int(self._counts[index]), int(self._offsets[index]))
+        """Return the stored bytes of a tile.
+
+        Raises:
+            UnusableSlide: If the disk does not give them.
+        """
+        if self._file < 0:
+            raise ValueError("the slide is closed")
+        try:
+            return os.pread(self._file, int(self._counts[index]), int(self._offsets[index]))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UnusableSlide(f"cannot be read any further ({reason}); check its disk or network") from None
+
+    def close(self) -> None:
+        """Forget the file: its descriptor may soon be another's."""
+        self._file = -1
 
     def tile(self, row: int, column: int) -> UInt8Array:
         """Decode a source tile.
@@ -282,8 +302,18 @@ class Pixels:
 
 def _require_end(data: bytes) -> None:
     """Refuse a JPEG or JPEG 2000 stream without its end marker: the decoders would fill in grey and say nothing."""
-    if b"\xff\xd9" not in data[-64:]:
+    if b"\xff\xd9" not in data[-64:] and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise ValueError("its data end too early")
+
+
+def _subsampled(stream: bytes) -> bool:
+    """Whether a JPEG 2000 stream stores components at different resolutions (SIZ marker, ISO/IEC 15444-1 A.5.1)."""
+    start = stream.find(b"\xff\x51")
+    if start < 0:
+        return False
+    components = int.from_bytes(stream[start + 38 : start + 40], "big")
+    steps = stream[start + 40 : start + 40 + 3 * components]
+    return any(steps[at] != 1 for at in range(len(steps)) if at % 3)
 
 
 def _damaged(row: int, column: int, error: Exception) -> str:

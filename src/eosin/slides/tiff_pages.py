@@ -124,7 +124,10 @@ def find_levels(tif: Any, directories: Directories) -> Found:
     levels = _pyramid(
         main, [page for page in others if bool(page.is_tiled) == bool(main.is_tiled)] + _sub_images(main, directories)
     )
-    scale = choose_scale([_imagej(tif, main), _resolution(main)])
+    if description.startswith("Aperio"):
+        scale = aperio_scale(description, _resolution(first))
+    else:
+        scale = choose_scale([_imagej(tif, main), _resolution(main)])
     return Found("tiff", levels, scale)
 
 
