@@ -204,6 +204,18 @@ def test_slightly_finer_is_interpolated_and_more_is_refused(tmp_path):
             slide.read(0, 0, 0.2, 10, 10)
 
 
+@pytest.mark.parametrize("mpp", [0.245, 0.3, 0.77])
+def test_a_region_does_not_depend_on_what_else_is_read(tmp_path, mpp):
+    """Its outermost pixels see their neighbors outside the region."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    with open_slide(write_levels(tmp_path / "a.tif", [noise])) as slide:
+        step = mpp / 0.25
+        large = slide.read(20.3, 17.6, mpp, 60, 60).astype(int)
+        small = slide.read(20.3 + 11 * step, 17.6 + 7 * step, mpp, 30, 20)
+    assert np.abs(small - large[7:27, 11:41]).max() <= 1
+    assert np.mean(small != large[7:27, 11:41]) < 0.01
+
+
 def test_a_slide_without_scale(tmp_path):
     path = write_levels(tmp_path / "a.tif", [rounded(ramp())], mpp=None)
     with open_slide(path) as slide:
