@@ -170,10 +170,25 @@ def test_a_view_shows_the_slide_where_it_says(folder):
     at_rest = 0.5 * 2**0.4
     assert mpp == pytest.approx(at_rest * 128 / 96)
     side = 128 * at_rest / 0.5
-    corner = [512 + 256 * value - side / 2 for value in (0.2, 0.9)]
+    corner = [round(512 + 256 * value - side / 2) for value in (0.2, 0.9)]
     with open_slide(folder / "a.tif") as slide:
         expected = slide.read(corner[0], corner[1], mpp, 96, 96)
     np.testing.assert_array_equal(pixels, expected.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(("mpp", "block"), [(0.5, 1), (1.0, 2), (2.0, 4), (0.75, 1)])
+def test_views_keep_to_whole_pixels(folder, mpp, block):
+    tiles = open_tiles(f"slides:{folder / 'a.tif'}?mpp={mpp}&size=96")
+    source, size = tiles.source, round(96 * mpp / 0.5)
+    for uniforms in np.random.default_rng(1).random((5, 4)):
+        pixels, _ = source.view(1, 96, uniforms)
+        x, y, _ = source._place(1, source.slides[0], source._open.get(0, source.slides[0])[1], uniforms)
+        assert x % block == y % block == 0
+        region = picture(0)[int(y) : int(y) + size, int(x) : int(x) + size]
+        if mpp != 0.75:
+            blocks = region.reshape(96, block, 96, block, 3).mean((1, 3)).transpose(2, 0, 1)
+            # The level is rounded once, the view of its pixels once more.
+            assert np.abs(pixels - blocks).max() <= (1 if block == 4 else 0.5)
 
 
 def test_in_a_hole_a_view_is_the_cell_itself(tmp_path):

@@ -6,8 +6,8 @@ repeatable as one over files. Each process opens its own slides, when it needs t
 
 from __future__ import annotations
 
-import io
 import json
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -40,6 +40,8 @@ _CACHE_BYTES = 16 << 20
 _JITTERS = (1.0, 0.5, 0.25, 0.0)
 # Slides left out that are named, each with its reason; the rest is counted.
 _NAMED = 10
+# What differs from a whole number of pixels by less than this is the rounding of a file's resolution.
+_WHOLE = 1e-3
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -85,9 +87,10 @@ class SlideViews:
         Raises:
             UnreadableImage: If the slide cannot be read there.
         """
-        file = io.BytesIO()
-        Image.fromarray(self._cell(index, self.settings.size)).save(file, "PNG", compress_level=1)
-        return file.getvalue()
+        import imagecodecs
+
+        # Run-length matches alone: faster than the search for others, and on textures no larger.
+        return bytes(imagecodecs.png_encode(self._cell(index, self.settings.size), level=1, strategy=3))
 
     def square(self, index: int, size: int) -> UInt8Array:
         """Return a cell at another size, read from the slide at the resolution that gives it.
@@ -107,9 +110,10 @@ class SlideViews:
     def view(self, index: int, size: int, uniforms: npt.NDArray[np.float64]) -> tuple[UInt8Array, float]:
         """Return tissue near a cell at a drawn resolution.
 
-        The view's center lies up to half a cell from the cell's, uniformly along both axes; the view lies within the
-        slide. Where less than the least share of it would be tissue, it moves half and three quarters of the way back
-        to the cell's center, then there; where even that is not tissue enough, as in a hole, it is the cell itself.
+        The view's center lies up to half a cell from the cell's, uniformly along both axes, to whole pixels; the view
+        lies within the slide. Where less than the least share of it would be tissue, it moves half and three quarters
+        of the way back to the cell's center, then there; where even that is not tissue enough, as in a hole, it is the
+        cell itself.
 
         Args:
             index: Which cell.
@@ -142,7 +146,7 @@ class SlideViews:
             place = []
             for axis, length in enumerate((indexed.width, indexed.height)):
                 center = corner[axis] + cell[axis] * (0.5 + jitter * (float(uniforms[axis]) - 0.5))
-                place.append(min(max(center - side[axis] / 2, 0.0), max(length - side[axis], 0.0)))
+                place.append(_on_pixels(center - side[axis] / 2, length - side[axis], mpp / indexed.mpp[axis]))
             if mask.share(place[0], place[1], side[0], side[1]) >= settings.minimum:
                 return place[0], place[1], mpp
         return *corner, settings.mpp
@@ -168,6 +172,20 @@ class SlideViews:
         ]
         for slide, x, y in zip(self.slide.tolist(), self.x.tolist(), self.y.tolist(), strict=True):
             yield digest(f"{kinds[slide]} {x} {y}".encode())
+
+
+def _on_pixels(edge: float, last: float, step: float) -> float:
+    """Move a view's edge to where its pixels are whole ones of the slide, or of one of its levels.
+
+    Then pixels are copied, or averaged in whole blocks: faster than in fractions, and as sharp as the slide is.
+
+    Args:
+        edge: Left or upper edge in level-0 px.
+        last: The largest it may be; the smallest is 0.
+        step: Level-0 px per px of the view.
+    """
+    block = round(step) if step > 1 and abs(step - round(step)) < _WHOLE else 1
+    return float(min(max(block * round(edge / block), 0), block * max(math.floor(last / block), 0)))
 
 
 def _read(slide: Slide, x: float, y: float, side: float, size: int) -> UInt8Array:
