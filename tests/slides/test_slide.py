@@ -243,7 +243,7 @@ def test_a_thumbnail_finer_than_the_slide_is_interpolated(ramp_slide):
     assert_ramp(thumbnail, ramp_slide, 0, 0, 0.125, 1.02)
 
 
-@pytest.mark.parametrize("downsample", [1.0, 3.7, 8.0, 40.0])
+@pytest.mark.parametrize("downsample", [0.6, 1.0, 3.7, 8.0, 40.0])
 def test_pieces_join_without_a_seam(tmp_path, monkeypatch, downsample):
     noise = np.random.default_rng(0).integers(0, 256, (467, 509, 3), dtype=np.uint8)
     path = write_levels(tmp_path / "a.tif", [noise])
@@ -277,6 +277,34 @@ def test_memory_stays_bounded(tmp_path, monkeypatch):
     assert len(sizes) > 5
     assert max(sizes) <= 30_000 + 20 * (WIDTH + HEIGHT)
     assert max(used) <= 200_000
+
+
+def test_what_is_returned_is_the_callers(tmp_path):
+    """Writing to it changes nothing that is read later, whether the level is kept in one piece or not."""
+    with open_slide(write_levels(tmp_path / "a.tif", [rounded(ramp())])) as slide:
+        before = slide.read_level(0, 10, 10, 300, 300)
+        for _ in range(2):
+            for pixels in (slide.read_level(0, 0, 0, WIDTH, HEIGHT), slide.read(0, 0, 0.25, 400, 400)):
+                pixels[:] = 0
+            for step in (1, 2, 3, 3.3):
+                slide.thumbnail_by(step)[:] = 0
+                slide.read(0, 0, 0.25 * step, 100, 100)[:] = 0
+        np.testing.assert_array_equal(slide.read_level(0, 10, 10, 300, 300), before)
+
+
+def test_a_level_kept_in_one_piece_leaves_room_for_tiles(tmp_path):
+    levels = [rounded(ramp()), rounded(reduced(ramp(), 2, False))]
+    size = 3 * (WIDTH // 2) * (HEIGHT // 2)
+    path = write_levels(tmp_path / "a.tif", levels)
+    for cache_bytes, kept in ((2 * size + 2, [1]), (2 * size - 2, [])):
+        with open_slide(path, cache_bytes=cache_bytes) as slide:
+            tiles = slide.read_level(0, 0, 0, WIDTH, HEIGHT)
+            slide.thumbnail_by(1.0)
+            slide.thumbnail_by(9.0)
+            assert list(slide._backend._kept) == kept
+            assert slide._backend._cache.used <= cache_bytes - len(kept) * size
+            np.testing.assert_array_equal(slide.read_level(0, 0, 0, WIDTH, HEIGHT), tiles)
+            np.testing.assert_array_equal(slide.read_level(1, 5, 7, 100, 90), levels[1][7:97, 5:105])
 
 
 def test_no_tile_is_decoded_twice_while_they_fit_the_cache(tmp_path, monkeypatch):

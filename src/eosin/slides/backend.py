@@ -27,8 +27,11 @@ class Backend(Protocol):
         """Read a region that lies wholly inside a level.
 
         Returns:
-            uint8 [height, width, 3], the caller's own.
+            uint8 [height, width, 3]; read-only where it is a view of what the reader keeps.
         """
+
+    def keep(self, level: int) -> None:
+        """Be told that all of a level is about to be read: it may be kept in one piece, if there is room."""
 
     def origin(self, level: int, x: int, y: int) -> tuple[float, float]:
         """Return where, in px of the level, the left upper corner of a region read at (x, y) really lies."""
@@ -71,6 +74,17 @@ class TileCache:
         """Keep a tile; those unused for longest make room for it."""
         self._tiles[key] = tile
         self.used += tile.nbytes
+        self._make_room()
+
+    def reserve(self, size: int) -> bool:
+        """Give up room for something kept elsewhere, if it is no more than half of what there is."""
+        if size > self.capacity // 2:
+            return False
+        self.capacity -= size
+        self._make_room()
+        return True
+
+    def _make_room(self) -> None:
         while self.used > self.capacity and len(self._tiles) > 1:
             self.used -= self._tiles.popitem(last=False)[1].nbytes
 

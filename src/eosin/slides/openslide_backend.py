@@ -81,6 +81,9 @@ class OpenSlideSlide:
         ground = Image.new("RGBA", image.size, (*self._background, 255))
         return np.ascontiguousarray(np.asarray(Image.alpha_composite(ground, image))[..., :3])
 
+    def keep(self, level: int) -> None:
+        """OpenSlide keeps tiles only."""
+
     def origin(self, level: int, x: int, y: int) -> tuple[float, float]:
         """Return where a region read at (x, y) lies: OpenSlide is told whole px of level 0, which may fall between."""
         scale = self._addressed[level]

@@ -67,6 +67,9 @@ class PlainSlide:
             self._decoded = True
         return np.array(self._image.crop((x, y, x + width, y + height)))
 
+    def keep(self, level: int) -> None:
+        """The image is kept whole."""
+
     def origin(self, level: int, x: int, y: int) -> tuple[float, float]:
         """Return where a region read at (x, y) lies: there."""
         return float(x), float(y)

@@ -56,7 +56,7 @@ def resample_area(
     if kx == ky == 1:
         return region.copy()
     if kx in _HALVING and ky in _HALVING:
-        return np.asarray(Image.fromarray(region).reduce((kx, ky)))
+        return np.array(Image.fromarray(region).reduce((kx, ky)))
     # Sums of whole weights are exact: halves are rounded up without fail.
     across = _area_bands(0, kx, width, width * kx, _block(kx), whole=True)
     down = _area_bands(0, ky, height, height * ky, _block(ky), whole=True)
@@ -153,13 +153,12 @@ def _reach(low: npt.NDArray[np.float64], high: npt.NDArray[np.float64], size: in
 def _separable(
     pixels: UInt8Array, across: _Bands, down: _Bands, width: int, height: int, divisor: int = 1
 ) -> UInt8Array:
-    rows = np.ascontiguousarray(pixels).reshape(pixels.shape[0], -1)
     first, weights = down
     block, reach = weights.shape[1:]
-    reduced = np.empty((len(first) * block, rows.shape[1]), np.float32)
+    reduced = np.empty((len(first) * block, pixels.shape[1] * 3), np.float32)
     for band, start in enumerate(first):
         # Converted band by band, the source's floats stay in the cache.
-        source = rows[start : start + reach].astype(np.float32)
+        source = pixels[start : start + reach].astype(np.float32, order="C").reshape(reach, -1)
         np.matmul(weights[band], source, out=reduced[band * block : (band + 1) * block])
     first, weights = across
     block, reach = weights.shape[1:]

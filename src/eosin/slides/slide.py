@@ -100,7 +100,8 @@ class Slide:
         left, top = max(x, 0), max(y, 0)
         right, bottom = min(x + width, size.width), min(y + height, size.height)
         if (left, top, right, bottom) == (x, y, x + width, y + height):
-            return self._backend.read(level, x, y, width, height)
+            pixels = self._backend.read(level, x, y, width, height)
+            return pixels if pixels.flags.writeable else pixels.copy()
         out = np.full((height, width, 3), 255, np.uint8)
         if left < right and top < bottom:
             inside = self._backend.read(level, left, top, right - left, bottom - top)
@@ -208,6 +209,7 @@ class Slide:
                 backend, factor = reduced
                 smaller = (step[0] / factor, step[1] / factor), (extent[0] / factor, extent[1] / factor)
                 return sample(backend, 0, (0.0, 0.0), *smaller, size)
+        self._backend.keep(index)
         return sample(self._backend, index, (0.0, 0.0), step, extent, size)
 
 

@@ -61,10 +61,19 @@ class TiffSlide:
         self.scale: Scale = replace(found.scale, notes=(*found.scale.notes, *found.notes))
         self.levels: tuple[Level, ...] = lay_levels([(pixels.width, pixels.height) for pixels in self._pixels])
         self._cache = TileCache(cache_bytes)
+        self._kept: dict[int, _Kept] = {}
+
+    def keep(self, level: int) -> None:
+        """Keep a level in one piece, if it takes no more than half of the cache: no tile is copied twice then."""
+        size = self.levels[level]
+        if level not in self._kept and self._cache.reserve(size.width * size.height * 3):
+            self._kept[level] = _Kept(self._pixels[level])
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> UInt8Array:
-        """Read a region inside a level: uint8 [height, width, 3]."""
+        """Read a region inside a level: uint8 [height, width, 3], read-only where the level is kept in one piece."""
         pixels = self._pixels[level]
+        if level in self._kept:
+            return self._kept[level].region(x, y, width, height)
 
         def tile(row: int, column: int) -> UInt8Array:
             key = (level, row, column)
@@ -100,6 +109,30 @@ class TiffSlide:
         for pixels in self._pixels:
             pixels.close()
         self._cache.clear()
+        self._kept.clear()
+
+
+class _Kept:
+    """A level in one piece, filled with the tiles that were asked for."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        self._pixels = pixels
+        # Memory is taken from the system as it is written to.
+        self._image = np.empty((pixels.height, pixels.width, 3), np.uint8)
+        self._filled = np.zeros((pixels.rows, pixels.columns), bool)
+
+    def region(self, x: int, y: int, width: int, height: int) -> UInt8Array:
+        wide, high = self._pixels.tile_width, self._pixels.tile_height
+        top, left = y // high, x // wide
+        wanted = self._filled[top : (y + height - 1) // high + 1, left : (x + width - 1) // wide + 1]
+        for row, column in np.argwhere(~wanted):
+            tile = self._pixels.tile(int(row) + top, int(column) + left)
+            place = self._image[(row + top) * high :, (column + left) * wide :][:high, :wide]
+            place[:] = tile[: place.shape[0], : place.shape[1]]
+            wanted[row, column] = True
+        view = self._image[y : y + height, x : x + width]
+        view.flags.writeable = False
+        return view
 
 
 class _Shrunk:
@@ -123,6 +156,9 @@ class _Shrunk:
 
         size = self._pixels.tile_width // self._factor, self._pixels.tile_height // self._factor
         return _assembled(tile, size, x, y, width, height)
+
+    def keep(self, level: int) -> None:
+        pass
 
     def origin(self, level: int, x: int, y: int) -> tuple[float, float]:
         return float(x), float(y)
