@@ -7,6 +7,7 @@ from eosin.slides.errors import UnusableSlide
 from eosin.slides.grid import Grid, coverage, lay_grid
 from eosin.slides.levels import Level
 from eosin.slides.opening import open_slide
+from eosin.slides.regions import Polygon, Regions, read_mask, read_regions, region_mask
 from eosin.slides.resample import resample_area
 from eosin.slides.slide import Slide
 from eosin.slides.tissue import Tissue, TissueConfig, find_tissue
@@ -16,6 +17,8 @@ __all__ = [
     "FoundSlide",
     "Grid",
     "Level",
+    "Polygon",
+    "Regions",
     "Slide",
     "Tissue",
     "TissueConfig",
@@ -25,5 +28,8 @@ __all__ = [
     "find_tissue",
     "lay_grid",
     "open_slide",
+    "read_mask",
+    "read_regions",
+    "region_mask",
     "resample_area",
 ]
