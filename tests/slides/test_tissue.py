@@ -6,6 +6,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from eosin.core.errors import EosinError
+from eosin.slides.opening import open_slide
 from eosin.slides.tissue import TissueConfig, find_tissue
 from eosin.synthetic.scene import INKS, SlideScene
 
@@ -218,6 +219,24 @@ def test_every_real_region(real_data):
         if not (least <= tissue <= most and least_pen <= pen <= most_pen):
             wrong.append(f"{name}: tissue {tissue:.3f}, pen {pen:.3f}")
     assert not wrong, "\n".join(wrong)
+
+
+# µm/px where the file does not say, least and most tissue.
+SLIDES = {
+    "CMU-1-Small-Region.svs": (None, 0.38, 0.43),
+    "tcga-cr-7395-01a-01-ts1.svs": (0.5, 0.61, 0.66),
+    "OS-1-detail.ome.tif": (None, 0.99, 1),
+}
+
+
+@pytest.mark.parametrize("name", SLIDES)
+def test_every_real_slide(real_data, name):
+    mpp, least, most = SLIDES[name]
+    with open_slide(real_data / "slides" / name, source_mpp=mpp) as slide:
+        found = find(slide.thumbnail(8.0))
+    assert least <= found.mask.mean() <= most
+    # Specks of green dye that surgeons mark margins with, on the first, are too small for a pen.
+    assert not found.pen.any()
 
 
 def test_red_bone_and_dark_tissue_are_no_ink(real_data):

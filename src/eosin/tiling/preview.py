@@ -62,7 +62,9 @@ def preview(
     plain = plain.resize(size, resample)
     marked = _marked(plain, tissue, grids, slide_size)
     entries = _legend(tissue, grids)
-    inner = max(2 * size[0] + _GAP, 360)
+    legend_at = max(size[0] + _GAP, 170)
+    legend = [30 + int(_font(12).getlength(text)) for text, _ in entries]
+    inner = max(2 * size[0] + _GAP, legend_at + sum(legend), 360)
     sheet = Image.new("RGB", (inner + 2 * _MARGIN, _HEAD + size[1] + _FOOT), "white")
     brush = ImageDraw.Draw(sheet)
     for number, line in enumerate(_wrapped(title, inner)):
@@ -73,12 +75,12 @@ def preview(
         grid = grids[0][0]
         slide_mpp = grid.mpp * grid.size / grid.level0_width
         _scale_bar(brush, size[0], slide_mpp * slide_size[0] / size[0], _HEAD + size[1] + 9)
-    left = _MARGIN + max(size[0] + _GAP, 170)
-    for text, color in entries:
+    left = _MARGIN + legend_at
+    for (text, color), length in zip(entries, legend, strict=True):
         brush.rectangle((left, _HEAD + size[1] + 9, left + 11, _HEAD + size[1] + 20), fill=color)
         brush.text((left + 16, _HEAD + size[1] + 7), text, fill="black", font=_font(12))
-        left += 30 + int(_font(12).getlength(text))
-    return sheet.quantize(_COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        left += length
+    return _few_colors(sheet)
 
 
 def contact_sheet(previews: Sequence[tuple[str, Image.Image]], title: str = "", columns: int = _COLUMNS) -> Image.Image:
@@ -107,7 +109,17 @@ def contact_sheet(previews: Sequence[tuple[str, Image.Image]], title: str = "", 
             brush.text((left, top), _fitting(label, _CELL, 12), fill="black", font=_font(12))
             sheet.paste(picture, (left, top + _LABEL))
         top += height
-    return sheet.quantize(_COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    return _few_colors(sheet)
+
+
+def _few_colors(sheet: Image.Image) -> Image.Image:
+    """Reduce to a palette: the colors drawn with as they are, and those that a ninth of the pixels ask for."""
+    sample = sheet.resize((max(1, sheet.width // 3), max(1, sheet.height // 3)), Image.Resampling.NEAREST)
+    asked = sample.quantize(_COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).getpalette() or []
+    fixed = [channel for color in (_TISSUE, _PEN, *_TILES, (255, 255, 255), (0, 0, 0)) for channel in color]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(fixed + asked[: 3 * _COLORS])
+    return sheet.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 def _shrunk(picture: Image.Image) -> Image.Image:
