@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from eosin.core.errors import EosinError
-from eosin.data import StoreWriter
+from eosin.data import StoreWriter, open_tiles
 from eosin.tiling.coordinates import Coordinates, export_coordinates, read_coordinates, write_coordinates
 
 h5py = pytest.importorskip("h5py")
@@ -222,7 +222,9 @@ def store(path: Path, slides=("a", "b/c"), mpps=(0.5,), **extra) -> Path:
 def test_a_store_gives_a_file_a_slide(tmp_path, kind):
     source = store(tmp_path / "store")
     (source / "slides.csv").write_text("slide,width,height\na,640,480\nb/c,,\n")
-    paths = export_coordinates(source, tmp_path / "out", kind)
+    summary = export_coordinates(open_tiles(source), tmp_path / "out", kind)
+    assert str(summary) == f"{tmp_path / 'out'}: coordinates of 6 tiles in 2 files for {kind}"
+    paths = summary.files
     ending = ".h5" if kind == "clam" else "_patches.h5"
     assert [str(path.relative_to(tmp_path / "out")) for path in paths] == [f"patches/a{ending}", f"patches/c{ending}"]
     found = read_coordinates(paths[0])
@@ -234,7 +236,7 @@ def test_a_store_gives_a_file_a_slide(tmp_path, kind):
 
 def test_slides_of_one_name_and_fields_of_view_are_kept_apart(tmp_path):
     source = store(tmp_path / "store", slides=("a", "b/a", "b/c"), mpps=(0.5, 1.0))
-    paths = export_coordinates(source, tmp_path / "out", "trident")
+    paths = export_coordinates(open_tiles(source), tmp_path / "out", "trident").files
     names = {str(path.relative_to(tmp_path / "out")) for path in paths}
     leaves = ("a_patches.h5", "b__a_patches.h5", "c_patches.h5")
     assert names == {f"mpp-{mpp}/patches/{leaf}" for mpp in ("0.5", "1") for leaf in leaves}
@@ -244,9 +246,25 @@ def test_slides_of_one_name_and_fields_of_view_are_kept_apart(tmp_path):
 @pytest.mark.parametrize("extra", [{"x": None}, {"level0_width": None}, {"slide": None}, {"mpp": None}])
 def test_tiles_without_a_position_are_refused(tmp_path, extra):
     source = store(tmp_path / "store", **extra)
-    with pytest.raises(EosinError, match="row 1 has no"):
-        export_coordinates(source, tmp_path / "out", "clam")
+    with pytest.raises(EosinError, match="/0.5/0.* has no"):
+        export_coordinates(open_tiles(source), tmp_path / "out", "clam")
     assert not (tmp_path / "out").exists()
+
+
+def test_some_tiles_of_a_store(tmp_path):
+    tiles = open_tiles(store(tmp_path / "store")).select([4, 0])
+    paths = export_coordinates(tiles, tmp_path / "out", "clam").files
+    assert [list(read_coordinates(path).x) for path in paths] == [[0], [48]]
+
+
+def test_only_a_store_has_coordinates(tmp_path):
+    (tmp_path / "tiles").mkdir()
+    (tmp_path / "tiles" / "a.png").write_bytes(encode(0))
+    tiles = open_tiles(tmp_path / "tiles")
+    with pytest.raises(EosinError, match="only a store"):
+        export_coordinates(tiles, tmp_path / "out", "clam")
+    with pytest.raises(EosinError, match="no tile"):
+        export_coordinates(open_tiles(store(tmp_path / "store")).select([]), tmp_path / "out", "clam")
 
 
 def test_h5py_is_asked_for_in_one_line(tmp_path, monkeypatch):
@@ -261,7 +279,7 @@ def test_h5py_is_asked_for_in_one_line(tmp_path, monkeypatch):
     for call in (
         lambda: read_coordinates(tmp_path / "a.h5"),
         lambda: write_coordinates(tmp_path / "a.h5", laid(), kind="clam", name="a"),
-        lambda: export_coordinates(tmp_path, tmp_path / "out", "clam"),
+        lambda: export_coordinates(None, tmp_path / "out", "clam"),
     ):
         with pytest.raises(EosinError, match=r"pip install 'eosin\[h5\]'"):
             call()

@@ -23,19 +23,28 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from eosin.core.errors import EosinError, nearest
 from eosin.core.files import atomic_directory, atomic_file, storage_errors
-from eosin.data import UnreadableImage, open_tiles
-from eosin.data.images import open_image
-from eosin.data.safe_names import safe_part
 
-__all__ = ["CoordinateKind", "Coordinates", "export_coordinates", "read_coordinates", "write_coordinates"]
+if TYPE_CHECKING:
+    from eosin.data import Tiles
+
+__all__ = [
+    "CoordinateKind",
+    "Coordinates",
+    "CoordinatesSummary",
+    "export_coordinates",
+    "read_coordinates",
+    "write_coordinates",
+]
 
 CoordinateKind = Literal["clam", "trident"]
 _KINDS = ("clam", "trident")
@@ -285,15 +294,31 @@ def _overlap(coordinates: Coordinates) -> int:
 
 
 @dataclass(frozen=True)
+class CoordinatesSummary:
+    """What `export_coordinates` wrote."""
+
+    out: Path
+    kind: CoordinateKind
+    tiles: int
+    files: tuple[Path, ...]
+    """In the order of the slides."""
+
+    def __str__(self) -> str:
+        """Return the closing line."""
+        plural = "" if len(self.files) == 1 else "s"
+        return f"{self.out}: coordinates of {self.tiles:,} tiles in {len(self.files):,} file{plural} for {self.kind}"
+
+
+@dataclass(frozen=True)
 class _Group:
-    """The tiles of one slide and µm/px, by their rows in the manifest."""
+    """The tiles of one slide and µm/px, by their rows among the tiles."""
 
     slide: str
     mpp: float
     rows: npt.NDArray[np.int64]
 
 
-def export_coordinates(store: Path, out: Path, kind: CoordinateKind) -> list[Path]:
+def export_coordinates(tiles: Tiles, out: Path, kind: CoordinateKind) -> CoordinatesSummary:
     """Write the coordinates of a store's tiles, one H5 file a slide.
 
     Files are called as the tools expect them: ``OUT/patches/SLIDE.h5`` for CLAM, ``OUT/patches/SLIDE_patches.h5`` for
@@ -301,65 +326,78 @@ def export_coordinates(store: Path, out: Path, kind: CoordinateKind) -> list[Pat
     ``__`` between the folders. From a store of several µm/px each has a folder of its own: ``OUT/mpp-0.5/patches/``.
 
     Args:
-        store: A store cut from slides by `eosin tile`.
+        tiles: Tiles, or some of them, of a store cut from slides by `eosin tile`.
         out: A directory that does not exist yet, or is empty.
         kind: Whose form.
 
-    Returns:
-        The files, in the order of the slides.
-
     Raises:
-        EosinError: If it is no store, or its tiles lack positions; if the place cannot be written, or h5py is missing.
+        EosinError: If they are not from a store, or lack positions; if the place cannot be written, or h5py is missing.
     """
+    # Processes that cut slides only read coordinates: they need no torch, which tiles do.
+    from eosin.data.store import StoreBytes
+
     _h5py()
     if kind not in _KINDS:
         raise EosinError(f"coordinates of kind '{kind}': {nearest(kind, _KINDS)}")
-    store, out = Path(store), Path(out)
-    tiles = open_tiles(f"store:{store}")
-    groups, table = _grouped(store)
+    if not isinstance(tiles.source, StoreBytes):
+        raise EosinError(f"{tiles.spec}: only a store cut from slides has coordinates; cut one with `eosin tile`")
+    if not len(tiles):
+        raise EosinError(f"{tiles.spec}: no tile to export")
+    store = tiles.source.path
+    groups, table = _grouped(tiles, store)
     sizes = _slide_sizes(store)
     names = _file_names(sorted({group.slide for group in groups}))
     several = len({group.mpp for group in groups}) > 1
-    paths = []
-    with atomic_directory(out) as directory, storage_errors(out):
+    files = []
+    with atomic_directory(Path(out)) as directory, storage_errors(Path(out)):
         for group in groups:
-            try:
-                pixels = open_image(tiles.read(int(group.rows[0]))).size[0]
-            except UnreadableImage as error:
-                raise EosinError(f"{tiles.names[group.rows[0]]}: {error}; cut the store again") from None
-            width, height = (table[name][group.rows] for name in ("level0_width", "level0_height"))
-            if max(np.ptp(width), np.ptp(height)) > 0.5:
-                raise EosinError(f"{store}: the tiles of slide '{group.slide}' at {group.mpp:g} µm/px differ in extent")
-            x, y = (table[name][group.rows].astype(np.int64) for name in ("x", "y"))
-            coordinates = Coordinates(x, y, float(width[0]), float(height[0]), pixels, kind)
             name = names[group.slide]
             leaf = Path("patches") / (f"{name}.h5" if kind == "clam" else f"{name}_patches.h5")
             relative = Path(f"mpp-{group.mpp:.6g}") / leaf if several else leaf
             (directory / relative).parent.mkdir(parents=True, exist_ok=True)
+            coordinates = _coordinates(tiles, group, table, kind)
             size = sizes.get(group.slide)
             write_coordinates(directory / relative, coordinates, kind=kind, name=name, mpp=group.mpp, slide_size=size)
-            paths.append(out / relative)
-    return paths
+            files.append(Path(out) / relative)
+    return CoordinatesSummary(Path(out), kind, len(tiles), tuple(files))
 
 
-def _grouped(store: Path) -> tuple[list[_Group], dict[str, npt.NDArray[np.float64]]]:
+def _coordinates(
+    tiles: Tiles, group: _Group, table: dict[str, npt.NDArray[np.float64]], kind: CoordinateKind
+) -> Coordinates:
+    from eosin.data.images import UnreadableImage, open_image
+
+    try:
+        pixels = open_image(tiles.read(int(group.rows[0]))).size[0]
+    except UnreadableImage as error:
+        raise EosinError(f"{tiles.names[group.rows[0]]}: {error}; cut the store again") from None
+    width, height = (table[name][group.rows] for name in ("level0_width", "level0_height"))
+    if max(np.ptp(width), np.ptp(height)) > 0.5:
+        raise EosinError(f"{tiles.spec}: the tiles of slide '{group.slide}' at {group.mpp:g} µm/px differ in extent")
+    x, y = (table[name][group.rows].astype(np.int64) for name in ("x", "y"))
+    return Coordinates(x, y, float(width[0]), float(height[0]), pixels, kind)
+
+
+def _grouped(tiles: Tiles, store: Path) -> tuple[list[_Group], dict[str, npt.NDArray[np.float64]]]:
     """Return the tiles by slide and µm/px, both in order, and the columns they are described by."""
     path = store / "manifest.parquet"
     numbers = ("x", "y", "level0_width", "level0_height", "mpp")
     present = pyarrow.parquet.read_schema(path).names
     missing = [name for name in ("slide", *numbers) if name not in present]
     if missing:
-        raise EosinError(
-            f"{path}: no column '{missing[0]}'; only a store cut from slides by `eosin tile` has positions"
-        )
-    table = pyarrow.parquet.read_table(path, columns=["slide", *numbers])
-    columns = {name: table[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in numbers}
+        raise EosinError(f"{path}: no column '{missing[0]}'; cut the store from slides with `eosin tile`")
+    table = pyarrow.parquet.read_table(path, columns=["name", "slide", *numbers]).combine_chunks()
+    listed = pc.index_in(tiles.names.array, value_set=table["name"].cast(pa.large_string()).combine_chunks())
+    table = table.take(listed)
+    columns = {name: table[name].to_numpy().astype(np.float64) for name in numbers}
     slides = table["slide"].to_pylist()
     known = np.array([slide is not None for slide in slides])
     known &= np.logical_and.reduce([np.isfinite(column) for column in columns.values()])
     if not known.all():
         row = int(np.flatnonzero(~known)[0])
-        raise EosinError(f"{path}: row {row + 1} has no slide, position or extent; cut the slides with `eosin tile`")
+        raise EosinError(
+            f"{path}: tile '{tiles.names[row]}' has no slide, position or extent; cut the slides with `eosin tile`"
+        )
     rows: dict[tuple[str, float], list[int]] = {}
     for row, key in enumerate(zip(slides, columns["mpp"].tolist(), strict=True)):
         rows.setdefault(key, []).append(row)
@@ -381,6 +419,8 @@ def _slide_sizes(store: Path) -> dict[str, tuple[int, int]]:
 
 
 def _file_names(slides: list[str]) -> dict[str, str]:
+    from eosin.data.safe_names import safe_part
+
     stems = {slide: safe_part(slide.rpartition("/")[2]) for slide in slides}
     counts = Counter(stems.values())
     return {slide: stem if counts[stem] == 1 else safe_part(slide.replace("/", "__")) for slide, stem in stems.items()}
