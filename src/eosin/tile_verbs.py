@@ -119,7 +119,7 @@ def data_export(
     from eosin.tiling.coordinates import export_coordinates
 
     tiles = open_tiles(source, label_column=label_column, splits=splits)
-    if format in ("clam", "trident"):
+    if format == "clam" or format == "trident":
         say(str(export_coordinates(tiles, out, format)))
     else:
         say(str(export_tiles(tiles, out, format)))

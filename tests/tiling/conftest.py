@@ -32,3 +32,9 @@ def write() -> WriteSlide:
         return write_slide(path, **arguments)
 
     return make
+
+
+@pytest.fixture
+def tissue() -> Callable[[int, int, int, int], npt.NDArray[np.uint8]]:
+    """What is drawn at (x, y, width, height)."""
+    return tissue_at

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eosin.core.errors import EosinError, StorageError
+from eosin.core.errors import EosinError
 from eosin.core.files import DirectoryLock
 from eosin.data import open_tiles
 from eosin.tiling import Extras, TilingConfig, parse_shard, tile_slides
 from eosin.tiling.config import TilingConfig as Config
 
 WriteSlide = Callable[..., Path]
+Pattern = Callable[[int, int, int, int], np.ndarray]
 CONFIG = TilingConfig(mpp=(0.5,), size=128)
 
 
@@ -40,23 +42,20 @@ def slides(tmp_path: Path, write: WriteSlide) -> Path:
     return tmp_path / "slides"
 
 
-def test_tiles_are_the_slide_at_a_physical_scale(tmp_path: Path, write: WriteSlide) -> None:
+def test_tiles_are_the_slide_at_a_physical_scale(tmp_path: Path, write: WriteSlide, tissue: Pattern) -> None:
     write(tmp_path / "s.tiff", quality=None)
     config = TilingConfig(mpp=(0.5, 1.0), size=128, encoding="png")
     summary = tile_slides([tmp_path / "s.tiff"], tmp_path / "out", config)
     tiles = open_tiles(tmp_path / "out")
     assert summary.tiles == len(tiles) == 8 * 6 + 4 * 3
-    table = tiles.names
-    assert "s/0.5/x128_y256" in set(table)
-    from tests.tiling.conftest import tissue_at
-
+    assert "s/0.5/x128_y256" in set(tiles.names)
     for row in range(len(tiles)):
         mpp, x, y = tiles.mpp[row], int(tiles.x[row]), int(tiles.y[row])
         pixels = tiles.image(row)
         if mpp == 0.5:
-            np.testing.assert_array_equal(pixels, tissue_at(x, y, 128, 128).transpose(2, 0, 1))
+            np.testing.assert_array_equal(pixels, tissue(x, y, 128, 128).transpose(2, 0, 1))
         else:
-            exact = tissue_at(x, y, 256, 256).reshape(128, 2, 128, 2, 3).mean(axis=(1, 3))
+            exact = tissue(x, y, 256, 256).reshape(128, 2, 128, 2, 3).mean(axis=(1, 3))
             assert np.abs(pixels - exact.transpose(2, 0, 1)).max() <= 0.5
 
 
@@ -187,17 +186,14 @@ def test_bad_slides_are_named_and_the_others_go_on(
     assert summary.tiles == 6 * 48
 
 
-def test_a_process_that_dies_takes_only_its_slide(
-    tmp_path: Path, slides: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_dies_takes_only_its_slide(tmp_path: Path, slides: Path) -> None:
     """A slide on which the library crashes: stood in for by one whose reading kills its process."""
     script = tmp_path / "run.py"
     script.write_text(
         """
 import os, signal, sys
 from pathlib import Path
-import eosin.tiling.tasks as tasks
-import eosin.tiling.schedule as schedule
+from eosin.tiling import schedule, tasks
 from eosin.tiling import TilingConfig, tile_slides
 
 begin = tasks.begin_slide
@@ -260,24 +256,21 @@ def test_a_store_under_way_is_not_for_two(tmp_path: Path, slides: Path) -> None:
         assert tile_slides([slides], out, CONFIG, shard=(0, 2)).cut == 2
 
 
-def test_a_full_disk_ends_the_run_and_keeps_what_is_whole(
-    tmp_path: Path, slides: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import resource
-
+def test_a_full_disk_ends_the_run_and_keeps_what_is_whole(tmp_path: Path, slides: Path) -> None:
+    """Files cannot grow beyond 50 kB: the shards cannot be written, smaller files can."""
     out = tmp_path / "out"
     tile_slides([slides / "two.tiff"], out, CONFIG)
     before = contents(out)
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
-    try:
-        with pytest.raises(StorageError):
-            tile_slides([slides], out, CONFIG, processes=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert {name: contents(out)[name] for name in before} == before
-    assert set(contents(out)) - set(before) <= {f"previews/{path.name}" for path in (out / "previews").iterdir()}
+    words = [sys.executable, "-m", "eosin.cli", "tile", str(slides), "--mpp", "0.5", "--size", "128", "--out", str(out)]
+    ran = subprocess.run(
+        ["bash", "-c", f"ulimit -f 50; {shlex.join(words)}"], capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.count("error:") == 1
+    assert "cannot be written" in ran.stderr
+    after = contents(out)
+    assert {name: after[name] for name in before} == before
+    assert all(name.startswith("previews/") for name in set(after) - set(before))
     assert tile_slides([slides], out, CONFIG).tiles == 4 * 48
 
 
@@ -285,7 +278,7 @@ def test_nothing_to_cut_is_an_error(tmp_path: Path, write: WriteSlide) -> None:
     write(tmp_path / "slides/glass.tiff", pattern=lambda x, y, w, h: np.full((h, w, 3), 243, np.uint8))
     with pytest.raises(EosinError, match="none of the 1 slides has a tile"):
         tile_slides([tmp_path / "slides"], tmp_path / "out", CONFIG)
-    assert (tmp_path / "out/failures.csv").read_text().count("glass") == 2
+    assert (tmp_path / "out/failures.csv").read_text().count("glass") >= 1
     with pytest.raises(EosinError, match="no such file"):
         tile_slides([tmp_path / "absent"], tmp_path / "out", CONFIG)
 

@@ -8,6 +8,7 @@ Both take tasks with a tag and give back results in the order in which they end.
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -129,7 +130,7 @@ class RayPool:
                 address=None if address == "local" else address,
                 log_to_driver=False,
                 include_dashboard=False if address == "local" else None,
-                logging_level="error",
+                logging_level=logging.ERROR,
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise EosinError(f"--ray {address}: no cluster answers ({str(error).splitlines()[0]})") from None

@@ -75,11 +75,9 @@ class Records:
         if out.is_dir() and not known and any(not entry.name.startswith(".") for entry in out.iterdir()):
             raise EosinError(f"{out}: holds something else than a tiling; choose another --out or remove it")
         writable_directory(out)
-        for folder in ("slides", "shards", "failed", "previews"):
-            writable_directory(out / folder)
 
     def agree(self, config: TilingConfig) -> None:
-        """Make sure that earlier runs cut with the same settings, or save these as the first.
+        """Make sure that earlier runs cut with the same settings, or save these as the first; make the folders.
 
         Raises:
             EosinError: If they differ; the message names the setting and its value there.
@@ -97,9 +95,11 @@ class Records:
                         f"{self.out}: was cut with {name} {_worded(before.get(name))}, not {_worded(settings[name])}; "
                         "give the same, or choose another --out"
                     )
-            return
-        with atomic_file(path, "w") as file:
-            file.write(json.dumps({"format": FORMAT, "version": VERSION, "settings": settings}, indent=1) + "\n")
+        else:
+            with atomic_file(path, "w") as file:
+                file.write(json.dumps({"format": FORMAT, "version": VERSION, "settings": settings}, indent=1) + "\n")
+        for folder in ("slides", "shards", "failed", "previews"):
+            writable_directory(self.out / folder)
 
     def done(self) -> dict[str, dict[str, Any]]:
         """Return the committed slides' records by name."""
