@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from eosin.data.tiles import FileBytes, Names, Tiles
 from eosin.describe.columns import read_columns
@@ -84,3 +85,13 @@ def test_the_sample_is_the_same_again_another_with_another_seed_and_all_where_as
     assert (rows != choose_rows(columns, 50, 1)).any()
     for sample in (0, 300, 301):
         assert (choose_rows(columns, sample, 0) == np.arange(300)).all()
+
+
+@pytest.mark.parametrize("sample", [2, 3, 40, 99, 298, 299])
+def test_of_many_slides_tiles_come_in_pairs(sample):
+    slide = [f"s{number // 3:03d}" for number in range(300)]
+    rows = choose_rows(read_columns(made(300, slide=slide, label=["a", "b", "c"] * 100)), sample, 0)
+    assert len(set(rows.tolist())) == sample
+    if 40 <= sample < 100:
+        several = Counter(Counter(slide[row] for row in rows).values())
+        assert several[2] >= sample // 4

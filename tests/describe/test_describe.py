@@ -149,6 +149,12 @@ def test_mixed_resolutions_are_told(write, tissue):
     assert "Resolutions differ, from 0.25 to 0.5 µm/px" in said(found)
 
 
+def test_resolutions_that_are_none_are_told(write, tissue, tmp_path):
+    found = describe(str(write(tissue[:4], mpp=[0.5, 0, -0.5, "inf"])), out=tmp_path / "tiles.html", workers=0)
+    assert "wrong: 3 tiles have a resolution that no tile has, such as 0 µm/px" in said(found)
+    assert printed(found)
+
+
 def test_many_resolutions_and_sizes_are_summed_up(write):
     images = [np.full((32 + number, 40, 3), (200, 120, 180), dtype=np.uint8) for number in range(9)]
     found = describe(str(write(images, mpp=[0.2 + 0.01 * number for number in range(9)])), workers=0)

@@ -20,6 +20,8 @@ _RARE_LABEL = 10
 # Color difference (CIE 1976) at which two stains look different at first sight.
 _FAR = 20.0
 _FEW_FAR_TILES = 3
+# µm/px that tiles are made at.
+_FINEST, _COARSEST = 0.05, 100.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Finding:
 
 def findings(description: Description) -> list[Finding]:
     """Return what there is to say; nothing where all is well."""
-    wrong = [*_leaks(description), *_contradictions(description), *_unreadable(description)]
+    wrong = [*_leaks(description), *_contradictions(description), *_unreadable(description), *_absurd(description)]
     care = [*_unknown(description), *_labels(description), *_quality(description), *_color(description)]
     return [Finding("wrong", text) for text in wrong] + [Finding("care", text) for text in care]
 
@@ -96,6 +98,18 @@ def _unreadable(description: Description) -> Iterator[str]:
         f"{tiles_of(unreadable.count)} of the {number(description.asked)} looked at cannot be read "
         f"({share(unreadable.count, description.asked)}; first '{name}': {reason}). Repair or remove them.{most}"
     )
+
+
+def _absurd(description: Description) -> Iterator[str]:
+    mpp = description.columns.mpp
+    if mpp is None:
+        return
+    wrong = np.isinf(mpp) | (mpp < _FINEST) | (mpp > _COARSEST)
+    if wrong.any():
+        yield (
+            f"{tiles_of(int(wrong.sum()))} {'has' if wrong.sum() == 1 else 'have'} a resolution that no tile has, such "
+            f"as {mpp[wrong][0]:g} µm/px: correct the column `mpp` (µm/px, {_FINEST:g} to {_COARSEST:g})."
+        )
 
 
 def _unknown(description: Description) -> Iterator[str]:
