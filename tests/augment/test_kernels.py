@@ -85,8 +85,8 @@ def test_any_image_is_the_same_either_way(space, seed, side, color, spread):
     with pytest.MonkeyPatch.context() as patch:
         compiled = restain(images.clone(), aim, space=space)
         plain = without(patch, restain, images.clone(), aim, space=space)
-    # A gain of up to 10 multiplies what rounding leaves.
-    torch.testing.assert_close(compiled, plain, rtol=0, atol=5 * SAME)
+    # A nearly uniform image is spread tenfold, and its rounding errors with it.
+    torch.testing.assert_close(compiled, plain, rtol=0, atol=2 * SAME)
 
 
 @needs_numba

@@ -192,17 +192,19 @@ _STEEP = 1 / (3 * _KNEE**2)
 
 @_part
 def _to_linear(x: F) -> F:
-    """Power: a polynomial with the least largest error, 1.6e-6 of a displayed value."""
+    """Power: a polynomial with the least largest error, 4e-7 of a displayed value."""
     knee = F(0.04045)
     line, x = _most(_least(x, knee), F(0)) - knee, _within(x, knee, F(1))
-    series = F(-1.7714843) * x + F(7.932705076)
-    series = series * x + F(-15.3210123)
-    series = series * x + F(17.20578234)
-    series = series * x + F(-13.55747907)
-    series = series * x + F(11.77721067)
-    series = series * x + F(6.181312797)
-    series = series * x + F(0.4620167297)
-    return line + (series * x + F(0.01090412446))
+    series = F(-3.791907573) * x + F(20.53811986)
+    series = series * x + F(-48.72433642)
+    series = series * x + F(67.04839579)
+    series = series * x + F(-60.18365095)
+    series = series * x + F(38.33246506)
+    series = series * x + F(-19.69601374)
+    series = series * x + F(12.84061287)
+    series = series * x + F(6.078564303)
+    series = series * x + F(0.4669286267)
+    return line + (series * x + F(0.01081619443))
 
 
 @_part
