@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -83,19 +83,20 @@ def preview(
     return _few_colors(sheet)
 
 
-def contact_sheet(previews: Sequence[tuple[str, Image.Image]], title: str = "", columns: int = _COLUMNS) -> Image.Image:
+def contact_sheet(previews: Iterable[tuple[str, Image.Image]], title: str = "", columns: int = _COLUMNS) -> Image.Image:
     """Lay out previews of many slides in labeled cells.
 
     Args:
         previews: Label and preview of each slide; at most `SLIDES_PER_SHEET` make a page that is still easy to open.
+            Each is shrunk as it comes, so a generator keeps one in memory.
         title: What stands above.
         columns: Cells in a row, as far as there are as many slides.
 
     Returns:
         A palette picture, 310 px a column wide.
     """
-    columns = max(1, min(columns, len(previews)))
     cells = [(label, _shrunk(picture)) for label, picture in previews]
+    columns = max(1, min(columns, len(cells)))
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     heights = [max(picture.height for _, picture in row) + _LABEL + _GAP for row in rows]
     head = 30 if title else _GAP
