@@ -11,9 +11,8 @@ from __future__ import annotations
 import math
 import os
 import struct
-import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -39,8 +38,6 @@ __all__ = ["CellSettings", "IndexedSlide", "Mask", "index_slides", "slides_home"
 _VERSION = 1
 # Pixels of the thumbnail in which tissue is sought: larger slides are looked at more coarsely.
 _THUMBNAIL_PIXELS = 1 << 24
-# Seconds after which what was found so far is saved.
-_SAVE_EVERY = 30.0
 _CACHE_BYTES = 32 << 20
 
 IntArray = npt.NDArray[np.int64]
@@ -209,8 +206,8 @@ def index_slides(
 ) -> list[IndexedSlide]:
     """Find the cells of tissue of slides, but for those of files that have not changed since an earlier call.
 
-    Processes that ask for the same wait for the first, and a call that was killed is continued by the next. Slides
-    that cannot be used are tried again each time.
+    Processes that ask for the same wait for the first, and one that was killed leaves the masks it found to the next.
+    Slides that cannot be used are tried again each time.
 
     Args:
         found: The slides.
@@ -252,15 +249,12 @@ def _index(
     if missing:
         with progress_bar() as progress:
             task = progress.add_task("finding tissue", total=len(now), completed=len(done))
-            saved = time.monotonic()
             for indexed in read_ahead(_FindCells(settings, home), missing, min(default_workers(), len(missing))):
                 done[indexed.name] = indexed
                 progress.advance(task)
-                if time.monotonic() - saved > _SAVE_EVERY:
-                    _write(path, done.values())
-                    saved = time.monotonic()
-    if missing or len(known) > len(done):
-        _write(path, done.values())
+    usable = {name: indexed for name, indexed in done.items() if not indexed.reason}
+    if usable.keys() != known.keys() or any(known[name] is not usable[name] for name in usable):
+        _write(path, usable.values())
     return [done[indexed.name] for indexed in now]
 
 
@@ -291,12 +285,11 @@ _SCHEMA = pa.schema(
 _PLAIN = ("name", "path", "bytes", "modified_ns", "source_mpp", "width", "height", "x", "y")
 
 
-def _write(path: Path, slides: Any) -> None:
-    """Save the slides that can be used; a lack of permission, say, may have ended the next time."""
+def _write(path: Path, slides: Iterable[IndexedSlide]) -> None:
+    """Save slides that can be used: what keeps others from it, such as a lack of permission, may end."""
     rows = [
         {name: getattr(slide, name) for name in _PLAIN} | {"mpp_x": slide.mpp[0], "mpp_y": slide.mpp[1]}
         for slide in sorted(slides, key=lambda slide: slide.name)
-        if not slide.reason
     ]
     with atomic_file(path) as file:
         pa.parquet.write_table(pa.Table.from_pylist(rows, _SCHEMA), file)

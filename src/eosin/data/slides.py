@@ -288,7 +288,7 @@ def open_slides(text: str) -> Tiles:
     given = given_mpp(found, options.source_mpp, spec)
     indexed = index_slides(found, given, settings, home, title=os.path.realpath(source))
     usable = [slide for slide in indexed if slide.x is not None and len(slide.x)]
-    left_out = [(slide.name, _why(slide, settings)) for slide in indexed if slide not in usable]
+    left_out = [(slide.name, _why(slide, settings)) for slide in indexed if slide.x is None or not len(slide.x)]
     if not usable:
         name, reason = left_out[0]
         raise EosinError(f"{spec}: none of {len(found):,} slides can be used; first '{name}': {reason}")
