@@ -141,9 +141,7 @@ class Schedule:
         if isinstance(error, MemoryError):
             reason = "not enough memory; use fewer --jobs"
         elif isinstance(error, ProcessDied):
-            reason = (
-                "the process that read it was killed, twice; the file is damaged, or memory is short (fewer --jobs)"
-            )
+            reason = "the process reading it was killed, twice: a damaged file, or too little memory (fewer --jobs)"
         elif not isinstance(error, UnusableSlide):
             first = (str(error).splitlines() or [""])[0]
             reason = f"cannot be read ({type(error).__name__}: {first})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,13 @@ def write_sheets(out: Path, records: Sequence[dict[str, Any]]) -> None:
 
 
 def _write(path: Path, out: Path, page: Sequence[dict[str, Any]], title: str) -> None:
-    previews = []
-    for record in page:
-        with Image.open(out / record["preview"]) as picture:
-            previews.append((f"{record['slide']}: {record['tiles']:,}", picture.convert("RGB")))
+    def previews() -> Iterator[tuple[str, Image.Image]]:
+        for record in page:
+            with Image.open(out / record["preview"]) as picture:
+                yield f"{record['slide']}: {record['tiles']:,}", picture.convert("RGB")
+
     encoded = io.BytesIO()
-    contact_sheet(previews, title).save(encoded, "PNG", optimize=True)
+    contact_sheet(previews(), title).save(encoded, "PNG", optimize=True)
     with atomic_file(path) as file:
         file.write(encoded.getvalue())
 
