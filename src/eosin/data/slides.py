@@ -26,7 +26,7 @@ from eosin.data.digests import digest
 from eosin.data.images import UnreadableImage
 from eosin.data.slide_index import CellSettings, IndexedSlide, Mask, index_slides, slides_home, tissue_mask
 from eosin.data.slide_options import FINER, Scales, given_mpp, parse_slides
-from eosin.data.tiles import Names, Rows, Tiles
+from eosin.data.tiles import Names, Rows, Tiles, ViewSource
 from eosin.slides import Slide, UnusableSlide, open_slide
 from eosin.slides.discover import find_slides
 from eosin.slides.tissue import TissueConfig
@@ -46,8 +46,8 @@ _WHOLE = 1e-3
 UInt8Array = npt.NDArray[np.uint8]
 
 
-class SlideViews:
-    """Reads tiles from slides; see `tiles.ByteSource` and `tiles.ViewSource`.
+class SlideViews(ViewSource):
+    """Reads tiles from slides; see `tiles.ViewSource`.
 
     Args:
         slides: The slides.

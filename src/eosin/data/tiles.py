@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -85,13 +86,29 @@ class ByteSource(Protocol):
         """Yield each tile's `digest`, in order."""
 
 
-@runtime_checkable
-class ViewSource(ByteSource, Protocol):
-    """A source that makes its tiles' pixels itself, at any size, and in training shows more than the tiles alone."""
+class ViewSource(ABC):
+    """A `ByteSource` that makes its tiles' pixels itself, at any size, and in training shows more than the tiles alone.
 
+    A class and no protocol: which of the two a source is, is asked for every tile.
+    """
+
+    @abstractmethod
+    def read(self, index: int) -> bytes:
+        """As `ByteSource.read`."""
+
+    @abstractmethod
+    def take(self, rows: Rows) -> ByteSource:
+        """As `ByteSource.take`."""
+
+    @abstractmethod
+    def digests(self) -> Iterator[bytes]:
+        """As `ByteSource.digests`; it need not read the pixels."""
+
+    @abstractmethod
     def square(self, index: int, size: int) -> npt.NDArray[np.uint8]:
         """Return a tile as uint8 [3, size, size]; raises `UnreadableImage`."""
 
+    @abstractmethod
     def view(self, index: int, size: int, uniforms: FloatColumn) -> tuple[npt.NDArray[np.uint8], float]:
         """Return, drawn by float64 [4] in [0, 1), what training sees for a tile, and its µm/px.
 
