@@ -18,7 +18,7 @@ import pytest
 
 import eosin.demo
 from eosin.cli import VERBS, main
-from eosin.synthetic import write_tiles
+from eosin.synthetic import write_slides, write_tiles
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -39,8 +39,10 @@ def commands(text):
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory):
-    """What the pages speak of: tiles/, labelled.csv, runs/first, results/."""
+    """What the pages speak of: tiles/, labelled.csv, slides/, scales.csv, runs/first, results/."""
     folder = tmp_path_factory.mktemp("workspace")
+    write_slides(folder / "slides", 4, seed=0)
+    (folder / "scales.csv").write_text("slide,mpp\nsite-1/P0000-1,0.499\n")
     write_tiles(folder / "tiles", tiles=96, slides=6, size=64)
     table = (folder / "tiles" / "index.csv").read_text().splitlines()
     (folder / "tiles" / "index.csv").unlink()

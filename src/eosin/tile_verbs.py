@@ -48,7 +48,7 @@ def tile(
         size: Side of a tile in px.
         stride: Distance between tiles in px; the size if not given, so that tiles touch.
         minimum_tissue: Share of a tile that must be tissue, 0 to 1.
-        source_mpp: µm/px of the slides where a file does not say it: a number, or a CSV of slide,mpp.
+        source_mpp: µm/px of slides: a number, where a file does not say it, or a CSV of slide,mpp, whatever it says.
         patient: Patients: a regular expression with a group, searched in slides' names, or a CSV of slide,patient.
         masks: Folder of tissue masks NAME.png, used instead of eosin's own.
         regions: Folder of regions of interest NAME.geojson, as QuPath writes them: only tiles in them.

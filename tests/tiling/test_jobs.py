@@ -23,7 +23,7 @@ def jobs(found: list[FoundSlide] = FOUND, **extras: object) -> tuple[dict[str, o
 
 def test_one_mpp_for_all_or_a_table(tmp_path: Path) -> None:
     made, remarks = jobs(source_mpp="0.25")
-    assert {job.source_mpp for job in made.values()} == {0.25}
+    assert {(job.source_mpp, job.fallback_mpp) for job in made.values()} == {(None, 0.25)}
     assert not remarks
     table = tmp_path / "mpp.csv"
     table.write_text("slide,mpp\na/one,0.5\nb/one.svs,0.25\nTCGA-AA-1234-x.tif,\nnobody,0.5\n")

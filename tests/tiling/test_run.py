@@ -186,6 +186,25 @@ def test_bad_slides_are_named_and_the_others_go_on(
     assert summary.tiles == 6 * 48
 
 
+def test_a_number_is_for_slides_without_one_and_a_table_for_those_it_names(tmp_path: Path, write: WriteSlide) -> None:
+    write(tmp_path / "slides/known.tiff")
+    write(tmp_path / "slides/unknown.tiff", mpp=None)
+    config = TilingConfig(mpp=(1.0,), size=128)
+    numbers = tile_slides([tmp_path / "slides"], tmp_path / "a", config, extras=Extras(source_mpp="0.25"))
+    assert [record["mpp_x"] for record in numbers.records] == pytest.approx([0.5, 0.25])
+    first = tile_slides([tmp_path / "slides"], tmp_path / "later", config)
+    later = tile_slides([tmp_path / "slides"], tmp_path / "later", config, extras=Extras(source_mpp="0.25"))
+    assert (first.cut, len(first.without_tiles), later.cut, later.kept) == (2, 1, 1, 1)
+    assert contents(tmp_path / "later") == contents(tmp_path / "a")
+    other = tile_slides([tmp_path / "slides"], tmp_path / "later", config, extras=Extras(source_mpp="0.5"))
+    assert (other.cut, other.kept) == (1, 1)
+    (tmp_path / "mpp.csv").write_text("slide,mpp\nknown,0.25\nunknown,0.5\n")
+    extras = Extras(source_mpp=str(tmp_path / "mpp.csv"))
+    table = tile_slides([tmp_path / "slides"], tmp_path / "b", config, extras=extras)
+    assert [record["mpp_x"] for record in table.records] == pytest.approx([0.25, 0.5])
+    assert "0.25 is used" in table.records[0]["notes"][0]
+
+
 def test_a_process_that_dies_takes_only_its_slide(tmp_path: Path, slides: Path) -> None:
     """A slide on which the library crashes: stood in for by one whose reading kills its process."""
     script = tmp_path / "run.py"

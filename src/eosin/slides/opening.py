@@ -21,7 +21,13 @@ _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _READ_AS_TIFF = (None, "aperio", "generic-tiff")
 
 
-def open_slide(path: str | Path, *, source_mpp: float | None = None, cache_bytes: int = 256 << 20) -> Slide:
+def open_slide(
+    path: str | Path,
+    *,
+    source_mpp: float | None = None,
+    fallback_mpp: float | None = None,
+    cache_bytes: int = 256 << 20,
+) -> Slide:
     """Open a slide.
 
     TIFFs of Aperio, OME-TIFFs and other pyramids are read tile by tile; the other scanners' formats by OpenSlide; PNG,
@@ -30,16 +36,18 @@ def open_slide(path: str | Path, *, source_mpp: float | None = None, cache_bytes
     Args:
         path: The file; of a MIRAX slide the .mrxs file, of a DICOM slide any of its files or the folder with them.
         source_mpp: µm/px of level 0, instead of what the file says.
+        fallback_mpp: µm/px of level 0, where the file does not say it.
         cache_bytes: Most bytes of decoded source tiles to keep.
 
     Raises:
         UnusableSlide: If the file is missing, empty, truncated, no slide, or may not be read. The message leaves out
             the path.
-        EosinError: If `source_mpp` is not between 0.05 and 20.
+        EosinError: If a given µm/px is not between 0.05 and 20.
     """
     path = Path(path)
-    if source_mpp is not None:
-        check_given(source_mpp)
+    for given in (source_mpp, fallback_mpp):
+        if given is not None:
+            check_given(given)
     try:
         file = _dicom_file(path) if path.is_dir() else path
         with open(file, "rb") as opened:
@@ -50,6 +58,8 @@ def open_slide(path: str | Path, *, source_mpp: float | None = None, cache_bytes
         backend = _backend(file, head, cache_bytes)
     except OSError as error:
         raise UnusableSlide(_unreadable(error)) from None
+    if source_mpp is None and backend.scale.mpp is None:
+        source_mpp = fallback_mpp
     return Slide(path, backend, source_mpp)
 
 

@@ -103,7 +103,7 @@ def open_for(job: SlideJob) -> Slide:
     Raises:
         UnusableSlide: If it cannot be opened, or its µm/px is not known.
     """
-    slide = open_slide(job.path, source_mpp=job.source_mpp)
+    slide = open_slide(job.path, source_mpp=job.source_mpp, fallback_mpp=job.fallback_mpp)
     try:
         slide.require_mpp()
     except BaseException:

@@ -27,7 +27,8 @@ class Extras:
     """What is said of slides besides the slides themselves."""
 
     source_mpp: str | None = None
-    """µm/px of level 0 for slides: a number for all of them, or a CSV with the columns slide and mpp."""
+    """µm/px of level 0: a number for the slides whose file does not say it, or a CSV with the columns slide and mpp,
+    which goes before what a file says."""
     patient: str | None = None
     """A regular expression, searched in the slide's name, whose first group is the patient; or a CSV with the columns
     slide and patient."""
@@ -48,6 +49,9 @@ class SlideJob:
     key: str
     config: TilingConfig
     source_mpp: float | None = None
+    """µm/px of level 0, whatever the file says."""
+    fallback_mpp: float | None = None
+    """µm/px of level 0, where the file does not say it."""
     patient: str | None = None
     mask: Path | None = None
     regions: Path | None = None
@@ -84,7 +88,7 @@ def make_jobs(found: Sequence[FoundSlide], config: TilingConfig, extras: Extras)
         EosinError: If a table, a folder or the regular expression is faulty.
     """
     remarks: list[str] = []
-    mpp_of = _mpp(found, extras.source_mpp, remarks)
+    fallback_mpp, mpp_of = _mpp(found, extras.source_mpp, remarks)
     patient_of = _patients(found, extras.patient, remarks)
     files: dict[str, dict[str, Path]] = {
         "mask": _files(found, extras.masks, "masks", _MASK_SUFFIXES, remarks),
@@ -97,7 +101,8 @@ def make_jobs(found: Sequence[FoundSlide], config: TilingConfig, extras: Extras)
             name=slide.name,
             key=slide_key(slide.name),
             config=config,
-            source_mpp=mpp_of(slide),
+            source_mpp=mpp_of.get(slide.name),
+            fallback_mpp=fallback_mpp,
             patient=patient_of(slide),
             **{kind: chosen.get(slide.name) for kind, chosen in files.items()},
         )
@@ -176,15 +181,14 @@ def _table(path: Path, column: str, found: Sequence[FoundSlide], remarks: list[s
     return values
 
 
-def _mpp(found: Sequence[FoundSlide], given: str | None, remarks: list[str]) -> Callable[[FoundSlide], float | None]:
+def _mpp(found: Sequence[FoundSlide], given: str | None, remarks: list[str]) -> tuple[float | None, dict[str, float]]:
+    """Return the µm/px of slides that have none, and the µm/px of slides by name."""
     if given is None:
-        return lambda slide: None
-    if given.lower().endswith(".csv"):
-        table = _table(Path(given), "mpp", found, remarks)
-        values = {name: _number(value, f"{given}: mpp of '{name}'") for name, value in table.items()}
-        return lambda slide: values.get(slide.name)
-    number = _number(given, "--source-mpp")
-    return lambda slide: number
+        return None, {}
+    if not given.lower().endswith(".csv"):
+        return _number(given, "--source-mpp"), {}
+    table = _table(Path(given), "mpp", found, remarks)
+    return None, {name: _number(value, f"{given}: mpp of '{name}'") for name, value in table.items()}
 
 
 def _number(text: str, where: str) -> float:

@@ -114,6 +114,8 @@ class Records:
     def current(self, job: SlideJob, record: dict[str, Any]) -> str:
         """Say why a slide must be cut again; nothing if what is there is what the job asks for."""
         changed = [name for name, value in job.given().items() if record["given"].get(name) != value]
+        if not changed and record["fallback_mpp"] not in (None, job.fallback_mpp):
+            changed.append("source_mpp")
         if changed:
             return f"{' and '.join(changed)} changed"
         status = job.path.stat()
@@ -138,6 +140,8 @@ class Records:
             "damaged": damaged,
             "shards": [part.entry for part in parts],
             "given": job.given(),
+            # The files of other slides say their scale, and are not cut again when this is given for those that do not.
+            "fallback_mpp": job.fallback_mpp if plan.about["mpp_source"] == "given" and not job.source_mpp else None,
             **file_identity(job.path),
             "path": str(job.path),
             "preview": f"previews/{job.key}.png",
