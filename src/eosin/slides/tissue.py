@@ -39,6 +39,9 @@ _INK_MPP, _INK_RIM = 24.0, 200.0
 # Share of a tinted part that must be clear ink for all of it to be taken for ink.
 _CORE_SHARE = 0.3
 
+# A speck is never a larger share of the image than this.
+_SPECK_SHARE = 0.05
+
 BoolArray = npt.NDArray[np.bool_]
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -49,7 +52,8 @@ class TissueConfig(Config):
     mpp: float = Field(8.0, ge=1, le=64)
     """µm/px of the thumbnail on which tissue is looked for."""
     smallest_tissue: float = Field(10_000.0, ge=0)
-    """Pieces of tissue smaller than this are left out as specks, in µm²."""
+    """Pieces of tissue smaller than this are left out as specks, in µm²; at most a twentieth of the image, so that a
+    small region is not all specks."""
     smallest_hole: float = Field(20_000.0, ge=0)
     """Holes in tissue smaller than this count as tissue, in µm². Fat cells are such holes: at the default fat belongs
     to the tissue as far as its membranes can be seen."""
@@ -58,7 +62,7 @@ class TissueConfig(Config):
     pen: bool = True
     """Leave out what was drawn with a pen. Turn it off for stains other than H&E: another dye can look like ink."""
     smallest_pen: float = Field(20_000.0, ge=0)
-    """Ink on a smaller area than this is no pen, in µm²."""
+    """Ink on a smaller area than this is no pen, in µm²; at most a twentieth of the image."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def find_tissue(thumbnail: UInt8Array, mpp: tuple[float, float], config: TissueC
         pen = _pen(balanced, mpp, config)
         mask &= ~pen
     mask = _closed(mask, round(config.gap / mpp[0]), round(config.gap / mpp[1]))
-    mask = _without_small(mask, config.smallest_tissue / area)
+    mask = _without_small(mask, min(config.smallest_tissue / area, _SPECK_SHARE * mask.size))
     mask = ~_without_small(~mask, config.smallest_hole / area, keep_outer=True)
     if pen.any():
         mask &= ~pen
@@ -187,14 +191,15 @@ def _pen(balanced: Image.Image, mpp: tuple[float, float], config: TissueConfig) 
     if not core.any():
         return np.zeros((balanced.height, balanced.width), bool)
     core &= ~_black_fill(pixels)
-    core = _without_small(core, config.smallest_pen / (coarse[0] * coarse[1]))
+    smallest = min(config.smallest_pen / (coarse[0] * coarse[1]), _SPECK_SHARE * core.size)
+    core = _without_small(core, smallest)
     if not core.any():
         return np.zeros((balanced.height, balanced.width), bool)
     rim = red > np.float32(1.05) * green + np.float32(0.03)
     rim |= (blue > np.float32(0.75) * green) & (blue < np.float32(1.2) * green + np.float32(0.05)) & (green > 0.06)
     near = _dilated(core, round(_INK_RIM / coarse[0]), round(_INK_RIM / coarse[1]))
     pen = _grown(core, rim | core, near)
-    pen = ~_without_small(~_dilated(pen, 1, 1), config.smallest_pen / (coarse[0] * coarse[1]), keep_outer=True)
+    pen = ~_without_small(~_dilated(pen, 1, 1), smallest, keep_outer=True)
     pen = pen.repeat(factors[1], axis=0)[: balanced.height].repeat(factors[0], axis=1)[:, : balanced.width]
     return np.ascontiguousarray(pen)
 

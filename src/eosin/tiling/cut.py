@@ -40,6 +40,8 @@ __all__ = ["Chosen", "CutPart", "Plan", "cut_part", "open_for", "plan_slide", "s
 
 # Pixels of the thumbnail in which tissue is sought: larger slides are looked at more coarsely.
 _THUMBNAIL_PIXELS = 1 << 24
+# Px of its longer side at least: smaller images are looked at more finely, as far as they are that fine.
+_THUMBNAIL_SIDE = 128
 # Share of a slide's tiles that may be unreadable, as where a scanner's file has a few damaged spots.
 _DAMAGED_SHARE = 0.01
 
@@ -196,8 +198,9 @@ def _grids(job: SlideJob, size: tuple[int, int], mpp: tuple[float, float]) -> tu
 
 def _tissue(slide: Slide, job: SlideJob, mpp: tuple[float, float]) -> tuple[Tissue, npt.NDArray[np.uint8]]:
     """Return the tissue to cut, within the user's mask and regions, and the thumbnail it was found in."""
-    area = slide.width * mpp[0] * slide.height * mpp[1]
-    thumbnail = slide.thumbnail(max(job.config.tissue.mpp, math.sqrt(area / _THUMBNAIL_PIXELS)))
+    width, height = slide.width * mpp[0], slide.height * mpp[1]
+    fine = max(*mpp, min(job.config.tissue.mpp, max(width, height) / _THUMBNAIL_SIDE))
+    thumbnail = slide.thumbnail(max(fine, math.sqrt(width * height / _THUMBNAIL_PIXELS)))
     shape = thumbnail.shape[:2]
     at = (mpp[0] * slide.width / shape[1], mpp[1] * slide.height / shape[0])
     if job.mask is not None:
