@@ -260,7 +260,7 @@ def test_few_slides_stay_open(tmp_path, monkeypatch):
         slide.close = lambda: (living.discard(path.name), close())
         return slide
 
-    monkeypatch.setattr(slides_module, "open_slide", watched)
+    monkeypatch.setattr(index_module, "open_slide", watched)
     first = [tiles.image(row) for row in range(0, len(tiles), 3)]
     again = [tiles.image(row) for row in range(0, len(tiles), 3)]
     assert max(most) == 2
@@ -323,6 +323,29 @@ def test_the_resolution_may_be_given(tmp_path):
     table.write_text("slide,mpp\na.tif,0.5\nb,\nother,1.0\n")
     tiles = open_tiles(f"slides:{tmp_path / 'slides'}?source_mpp={table}")
     assert set(tiles.slide) == {"a"}
+
+
+def test_a_number_fills_what_files_lack_and_a_table_goes_before_them(folder, tmp_path, monkeypatch):
+    write(folder / "nompp.tif", picture(2), mpp=None)
+    plain = open_tiles(f"slides:{folder}?size=128")
+    looked_at = []
+    found = index_module.tissue_mask
+    monkeypatch.setattr(index_module, "default_workers", lambda: 0)
+    monkeypatch.setattr(
+        index_module,
+        "tissue_mask",
+        lambda slide, indexed, *rest: looked_at.append(indexed.name) or found(slide, indexed, *rest),
+    )
+    filled = open_tiles(f"slides:{folder}?size=128&source_mpp=0.25")
+    assert set(filled.slide) == {"a", "deep/b", "nompp"}
+    assert looked_at == ["nompp"], "what is known of the others holds"
+    assert sum(filled.slide == "a") == sum(plain.slide == "a")
+    other = open_tiles(f"slides:{folder}?size=128&source_mpp=0.5")
+    assert looked_at == ["nompp", "nompp"]
+    assert sum(other.slide == "nompp") > sum(filled.slide == "nompp")
+    (tmp_path / "mpp.csv").write_text("slide,mpp\na,0.25\n")
+    told = open_tiles(f"slides:{folder}?size=128&source_mpp={tmp_path / 'mpp.csv'}")
+    assert sum(told.slide == "a") < sum(plain.slide == "a")
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,9 @@ class IndexedSlide:
     bytes: int
     modified_ns: int
     source_mpp: float | None
-    """What the user says of it, in µm/px."""
+    """What the user says of it, in µm/px, whatever its file says."""
+    fallback_mpp: float | None
+    """What the user says of slides whose file does not say it; None once it is known that this one's does."""
     width: int = 0
     """In level-0 px."""
     height: int = 0
@@ -78,8 +80,20 @@ class IndexedSlide:
     """Why it cannot be used, if it cannot."""
 
     def mask_key(self, tissue: TissueConfig) -> str:
-        """Return what identifies its mask: the file, as it is now, and how tissue is sought."""
-        return short_hash(_VERSION, self.path, self.bytes, self.modified_ns, self.source_mpp, tissue.plain())
+        """Return what identifies its mask: the file, as it is now, its scale, and how tissue is sought."""
+        given = (self.source_mpp, self.fallback_mpp)
+        return short_hash(_VERSION, self.path, self.bytes, self.modified_ns, *given, tissue.plain())
+
+    def still(self, now: IndexedSlide) -> bool:
+        """Tell whether what was found still holds for the file and what is said of it now."""
+        same = all(getattr(self, name) == getattr(now, name) for name in ("path", "bytes", "modified_ns", "source_mpp"))
+        return same and self.fallback_mpp in (None, now.fallback_mpp)
+
+    def open(self, cache_bytes: int) -> Slide:
+        """Open it; raises as `open_slide`."""
+        return open_slide(
+            Path(self.path), source_mpp=self.source_mpp, fallback_mpp=self.fallback_mpp, cache_bytes=cache_bytes
+        )
 
 
 class Mask:
@@ -169,8 +183,9 @@ class _FindCells:
         if indexed.reason:
             return indexed
         try:
-            with open_slide(Path(indexed.path), source_mpp=indexed.source_mpp, cache_bytes=_CACHE_BYTES) as slide:
-                return self._cells(slide, indexed)
+            with indexed.open(_CACHE_BYTES) as slide:
+                own = slide.mpp_source != "given"
+                return self._cells(slide, _with(indexed, fallback_mpp=None) if own else indexed)
         except UnusableSlide as error:
             reason = str(error)
         except StorageError:
@@ -202,7 +217,13 @@ def _with(indexed: IndexedSlide, **changes: Any) -> IndexedSlide:
 
 
 def index_slides(
-    found: Sequence[FoundSlide], source_mpp: Sequence[float | None], settings: CellSettings, home: Path, *, title: str
+    found: Sequence[FoundSlide],
+    source_mpp: Sequence[float | None],
+    fallback_mpp: float | None,
+    settings: CellSettings,
+    home: Path,
+    *,
+    title: str,
 ) -> list[IndexedSlide]:
     """Find the cells of tissue of slides, but for those of files that have not changed since an earlier call.
 
@@ -212,6 +233,7 @@ def index_slides(
     Args:
         found: The slides.
         source_mpp: What the user says of each, in µm/px.
+        fallback_mpp: What the user says of those whose file does not say it.
         settings: What makes a cell.
         home: As `slides_home`.
         title: What the slides are called, such as their folder.
@@ -226,24 +248,18 @@ def index_slides(
     try:
         writable_directory(home / "tissue")
         with DirectoryLock(home, f".lock-{name}", wait=True):
-            return _index(found, source_mpp, settings, home, home / f"index-{name}.parquet")
+            now = [_as_it_is(slide, mpp, fallback_mpp) for slide, mpp in zip(found, source_mpp, strict=True)]
+            return _index(now, settings, home, home / f"index-{name}.parquet")
     except StorageError as error:
         raise StorageError(f"{error} (EOSIN_HOME names the place)") from None
 
 
-def _index(
-    found: Sequence[FoundSlide],
-    source_mpp: Sequence[float | None],
-    settings: CellSettings,
-    home: Path,
-    path: Path,
-) -> list[IndexedSlide]:
+def _index(now: Sequence[IndexedSlide], settings: CellSettings, home: Path, path: Path) -> list[IndexedSlide]:
     known = _read(path)
-    now = [_as_it_is(slide, mpp) for slide, mpp in zip(found, source_mpp, strict=True)]
     done: dict[str, IndexedSlide] = {}
     for indexed in now:
         before = known.get(indexed.name)
-        if before is not None and before.mask_key(settings.tissue) == indexed.mask_key(settings.tissue):
+        if before is not None and before.still(indexed):
             done[indexed.name] = before
     missing = [indexed for indexed in now if indexed.name not in done]
     if missing:
@@ -258,13 +274,14 @@ def _index(
     return [done[indexed.name] for indexed in now]
 
 
-def _as_it_is(slide: FoundSlide, source_mpp: float | None) -> IndexedSlide:
+def _as_it_is(slide: FoundSlide, source_mpp: float | None, fallback_mpp: float | None) -> IndexedSlide:
+    given = (source_mpp, fallback_mpp)
     path = os.path.realpath(slide.path)
     try:
         status = slide.path.stat()
     except OSError as error:
-        return IndexedSlide(slide.name, path, 0, 0, source_mpp, reason=f"cannot be read ({error.strerror})")
-    return IndexedSlide(slide.name, path, status.st_size, status.st_mtime_ns, source_mpp)
+        return IndexedSlide(slide.name, path, 0, 0, *given, reason=f"cannot be read ({error.strerror})")
+    return IndexedSlide(slide.name, path, status.st_size, status.st_mtime_ns, *given)
 
 
 _SCHEMA = pa.schema(
@@ -274,6 +291,7 @@ _SCHEMA = pa.schema(
         ("bytes", pa.int64()),
         ("modified_ns", pa.int64()),
         ("source_mpp", pa.float64()),
+        ("fallback_mpp", pa.float64()),
         ("width", pa.int64()),
         ("height", pa.int64()),
         ("mpp_x", pa.float64()),
@@ -282,7 +300,7 @@ _SCHEMA = pa.schema(
         ("y", pa.list_(pa.int32())),
     ]
 )
-_PLAIN = ("name", "path", "bytes", "modified_ns", "source_mpp", "width", "height", "x", "y")
+_PLAIN = ("name", "path", "bytes", "modified_ns", "source_mpp", "fallback_mpp", "width", "height", "x", "y")
 
 
 def _write(path: Path, slides: Iterable[IndexedSlide]) -> None:

@@ -36,7 +36,8 @@ class SlideOptions(Config):
     tissue: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of a tile that is tissue at least."""
     source_mpp: str | None = None
-    """µm/px of level 0, over what the files say: a number for all slides, or a CSV with the columns slide and mpp."""
+    """µm/px of level 0: a number for slides whose file does not say it, or a CSV with the columns slide and mpp, which
+    goes before what a file says."""
     images: bool = False
     """Take images without levels (.png .jpg .jp2 .bmp) in folders for slides too."""
 
@@ -110,12 +111,12 @@ def parse_slides(text: str, spec: str) -> tuple[Path, SlideOptions]:
     return Path(source), SlideOptions.parse(values, spec)
 
 
-def given_mpp(found: Sequence[FoundSlide], text: str | None, spec: str) -> list[float | None]:
-    """Return what the user says of each slide's µm/px.
+def given_mpp(found: Sequence[FoundSlide], text: str | None, spec: str) -> tuple[list[float | None], float | None]:
+    """Return what the user says of each slide's µm/px, and of that of slides whose file does not say it.
 
     Args:
         found: The slides.
-        text: A number for all, or a CSV with the columns slide and mpp, which may call a slide by its name, its file's
+        text: A number, or a CSV with the columns slide and mpp, which may call a slide by its name, its file's
             name or the last part of its name; None where nothing is said.
         spec: What to name in an error.
 
@@ -123,9 +124,9 @@ def given_mpp(found: Sequence[FoundSlide], text: str | None, spec: str) -> list[
         EosinError: If it is neither, or a row is wrong or could mean several slides.
     """
     if text is None:
-        return [None] * len(found)
+        return [None] * len(found), None
     if not text.lower().endswith(".csv"):
-        return [_level0_mpp(text, f"{spec}: source_mpp")] * len(found)
+        return [None] * len(found), _level0_mpp(text, f"{spec}: source_mpp")
     called: dict[str, set[str]] = defaultdict(set)
     for slide in found:
         for name in (slide.name, slide.path.name, slide.name.rpartition("/")[2]):
@@ -147,7 +148,7 @@ def given_mpp(found: Sequence[FoundSlide], text: str | None, spec: str) -> list[
             raise EosinError(f"{text}: row {number}: '{name}' is the name of {len(slides)} slides; write {min(slides)}")
         for slide_name in slides:
             known[slide_name] = _level0_mpp(value, f"{text}: row {number}")
-    return [known.get(slide.name) for slide in found]
+    return [known.get(slide.name) for slide in found], None
 
 
 def _level0_mpp(text: str, where: str) -> float:

@@ -27,7 +27,7 @@ from eosin.data.images import UnreadableImage
 from eosin.data.slide_index import CellSettings, IndexedSlide, Mask, index_slides, slides_home, tissue_mask
 from eosin.data.slide_options import FINER, Scales, given_mpp, parse_slides
 from eosin.data.tiles import Names, Rows, Tiles, ViewSource
-from eosin.slides import Slide, UnusableSlide, open_slide
+from eosin.slides import Slide, UnusableSlide
 from eosin.slides.discover import find_slides
 from eosin.slides.tissue import TissueConfig
 
@@ -225,7 +225,7 @@ class _OpenSlides:
             return self._slides[number]
         while len(self._slides) >= _OPEN_SLIDES:
             self._slides.popitem(last=False)[1][0].close()
-        slide = open_slide(Path(indexed.path), source_mpp=indexed.source_mpp, cache_bytes=_CACHE_BYTES)
+        slide = indexed.open(_CACHE_BYTES)
         try:
             if (slide.width, slide.height) != (indexed.width, indexed.height):
                 raise UnusableSlide("the file was replaced since its tissue was found; start again")
@@ -285,8 +285,8 @@ def open_slides(text: str) -> Tiles:
     found = find_slides([source], plain=options.images, remark=remarks.append)
     settings = CellSettings(scales.values[-1], options.size, options.tissue, TissueConfig())
     home = slides_home()
-    given = given_mpp(found, options.source_mpp, spec)
-    indexed = index_slides(found, given, settings, home, title=os.path.realpath(source))
+    given, fallback = given_mpp(found, options.source_mpp, spec)
+    indexed = index_slides(found, given, fallback, settings, home, title=os.path.realpath(source))
     usable = [slide for slide in indexed if slide.x is not None and len(slide.x)]
     left_out = [(slide.name, _why(slide, settings)) for slide in indexed if slide.x is None or not len(slide.x)]
     if not usable:
