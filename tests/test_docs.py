@@ -39,7 +39,7 @@ def commands(text):
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory):
-    """What the pages speak of: tiles/, labelled.csv, slides/, scales.csv, runs/first, results/."""
+    """What the pages speak of: tiles/, labelled.csv, slides/, scales.csv, cut-slides, runs/first, results/."""
     folder = tmp_path_factory.mktemp("workspace")
     write_slides(folder / "slides", 4, seed=0)
     (folder / "scales.csv").write_text("slide,mpp\nsite-1/P0000-1,0.499\n")
@@ -51,6 +51,7 @@ def workspace(tmp_path_factory):
     os.chdir(folder)
     try:
         assert run(["eosin", "pretrain", "mocov2-small", "--data", "tiles", "--out", "runs/first"]) == 0
+        assert run(["eosin", "tile", "slides", "--mpp", "0.5", "--size", "256", "--out", "cut-slides"]) == 0
         words = ["eosin", "benchmark", "--encoders", "mine=runs/first,color=color:stats", "--tasks", "csv:labelled.csv"]
         assert run([*words, "--out", "results"]) == 0
     finally:

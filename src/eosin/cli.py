@@ -107,7 +107,7 @@ def pretrain(
 
     Args:
         recipe: A recipe's name, or a YAML file such as a run's config.yaml.
-        data: Unlabelled tiles: folder:DIR, csv:FILE, store:DIR or a path.
+        data: Unlabelled tiles: folder:DIR, csv:FILE, store:DIR, slides:DIR or a path.
         out: The run directory.
         on_collapse: What to do when the encoder collapses; short for --watch.on_collapse.
         field: NAME=VALUE, the long form of --NAME VALUE.

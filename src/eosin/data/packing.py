@@ -229,6 +229,6 @@ def _prefixes(opened: Sequence[Tiles]) -> list[str]:
     """Return what to put before the names of each source's tiles, so that names stay unique."""
     if len(opened) == 1:
         return [""]
-    stems = [PurePosixPath(tiles.spec.partition(":")[2]).stem for tiles in opened]
+    stems = [PurePosixPath(tiles.spec.partition(":")[2].partition("?")[0]).stem for tiles in opened]
     twice = {stem for stem in stems if stems.count(stem) > 1}
     return [f"{stem}-{place}/" if stem in twice else f"{stem}/" for place, stem in enumerate(stems, start=1)]
