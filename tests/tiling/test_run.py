@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eosin.core.errors import EosinError
 from eosin.core.files import DirectoryLock
@@ -88,18 +90,26 @@ def test_the_same_whatever_the_processes_and_parts_of_an_array(
     assert contents(tmp_path / "one") == contents(tmp_path / "three") == contents(tmp_path / "array")
 
 
-def test_a_large_slide_is_cut_in_parts(tmp_path: Path, slides: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TilingConfig(mpp=(0.5,), size=16)
-    assert config.tiles_a_part == 4096
-    summary = tile_slides([slides / "two.tiff"], tmp_path / "whole", config, processes=2)
-    assert len(summary.records[0]["shards"]) == 1
-    small = TilingConfig(mpp=(0.25 * 2,), size=8 * 2, stride=10)
-    summary = tile_slides([slides / "two.tiff"], tmp_path / "parts", small, processes=2)
+def test_a_large_slide_is_cut_in_parts(tmp_path: Path, slides: Path) -> None:
+    config = TilingConfig(mpp=(0.5,), size=16, stride=10)
+    summary = tile_slides([slides / "two.tiff"], tmp_path / "parts", config, processes=2)
     shards = summary.records[0]["shards"]
-    assert len(shards) == 2
-    assert sum(shard["tiles"] for shard in shards) == summary.tiles == len(open_tiles(tmp_path / "parts"))
-    tile_slides([slides / "two.tiff"], tmp_path / "again", small, processes=1)
+    assert [shard["tiles"] for shard in shards] == np.diff(config.parts(summary.tiles)).tolist()
+    assert len(shards) > 1
+    assert summary.tiles == len(open_tiles(tmp_path / "parts"))
+    tile_slides([slides / "two.tiff"], tmp_path / "again", config, processes=1)
     assert contents(tmp_path / "again") == contents(tmp_path / "parts")
+
+
+@given(st.integers(0, 200_000), st.sampled_from([16, 224, 512, 8192]))
+def test_parts_hold_each_tile_once_and_end_small(tiles: int, size: int) -> None:
+    bounds = TilingConfig(size=size).parts(tiles)
+    parts = np.diff(bounds)
+    assert (bounds[0], bounds[-1]) == (0, tiles)
+    assert (parts > 0).all()
+    least = max(32, min(2048, (1 << 25) // size**2))
+    assert (parts <= 8 * least).all()
+    assert len(parts) <= 1 or (parts[:-1] >= least).all()
 
 
 def test_only_what_is_missing_is_cut(tmp_path: Path, slides: Path, write: WriteSlide) -> None:

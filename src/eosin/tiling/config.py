@@ -50,7 +50,16 @@ class TilingConfig(Config):
             raise ValueError(f"stride {self.stride} leaves out nearly everything; tiles are {self.size} px wide")
         return self
 
-    @property
-    def tiles_a_part(self) -> int:
-        """Tiles of a slide that one process cuts before another may go on: about 256 megapixels."""
-        return max(64, min(4096, (1 << 28) // self.size**2))
+    def parts(self, tiles: int) -> list[int]:
+        """Divide a slide's tiles among processes: the first tile of each part, and the end.
+
+        Each part is a quarter of what is left, so that several processes end together, but no less than 32 megapixels
+        and no more than eight times that. It depends on the number of tiles alone.
+        """
+        least = max(32, min(2048, (1 << 25) // self.size**2))
+        bounds = [0]
+        while bounds[-1] < tiles:
+            left = tiles - bounds[-1]
+            part = max(least, min(8 * least, left // 4))
+            bounds.append(bounds[-1] + (left if left < 2 * least else part))
+        return bounds

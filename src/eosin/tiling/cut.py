@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,9 @@ class Chosen:
     def __len__(self) -> int:
         return len(self.x)
 
-    def part(self, number: int, tiles: int) -> Chosen:
-        """Return the tiles that part `number` of so many cuts."""
-        rows = slice(number * tiles, (number + 1) * tiles)
+    def part(self, start: int, end: int) -> Chosen:
+        """Return the tiles from one to another."""
+        rows = slice(start, end)
         return Chosen(self.grid[rows], self.x[rows], self.y[rows], self.tissue[rows], self.shapes)
 
 
@@ -85,6 +85,8 @@ class Plan:
     """What the slide's record says of it."""
     reason: str = ""
     """Why no tile is cut, if none is."""
+    seen: dict[str, Any] = field(default_factory=dict)
+    """The slide's file, and what was given for it, before anything of them was read."""
 
 
 @dataclass(frozen=True)

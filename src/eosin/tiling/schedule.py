@@ -27,11 +27,12 @@ class _Started:
 
     job: SlideJob
     plan: Plan
+    bounds: list[int]
     parts: dict[int, CutPart] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
-        return -(-len(self.plan.chosen) // self.job.config.tiles_a_part)
+        return len(self.bounds) - 1
 
 
 class Schedule:
@@ -89,7 +90,7 @@ class Schedule:
     def _continue(self, started: _Started, part: int) -> None:
         if self._started.get(started.job.key) is not started:
             return
-        chosen = started.plan.chosen.part(part, started.job.config.tiles_a_part)
+        chosen = started.plan.chosen.part(*started.bounds[part : part + 2])
         self._submit((started.job, part), continue_slide, started.job, self.records.out, chosen, part)
 
     def _take(self, job: SlideJob, part: int | None, result: Any) -> None:
@@ -119,7 +120,7 @@ class Schedule:
                 self.advance(job, 1.0, 0, 0)
             self._commit(job, plan, parts)
             return
-        started = self._started[job.key] = _Started(job, plan)
+        started = self._started[job.key] = _Started(job, plan, job.config.parts(len(plan.chosen)))
         self._parts += ((started, number) for number in range(started.total))
 
     def _advance(self, job: SlideJob, share: float, part: CutPart) -> None:

@@ -37,7 +37,7 @@ def begin_slide(job: SlideJob, out: Path) -> tuple[Plan, list[CutPart]]:
         slide = _opened(job)
         plan = plan_slide(slide, job, out / "previews")
         parts = []
-        if 0 < len(plan.chosen) <= job.config.tiles_a_part:
+        if len(job.config.parts(len(plan.chosen))) == 2:
             parts.append(cut_part(slide, job, plan.chosen, 0, out / "shards"))
         return plan, parts
     except OSError as error:
