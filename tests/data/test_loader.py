@@ -78,7 +78,7 @@ def test_batches_hold_the_pixels_of_their_tiles(folder: Folder) -> None:
         assert batch.step == step
         assert batch.images.shape == (4, 3, 16, 16)
         assert batch.images.dtype == torch.uint8
-        assert batch.images.is_contiguous()
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
         np.testing.assert_array_equal(batch.positions, range(4))
         np.testing.assert_array_equal(batch.indices, tiles_at(np.arange(4) + 4 * step, 10, 3))
         for image, index in zip(batch.images, batch.indices, strict=True):

@@ -86,13 +86,13 @@ def decode_image(data: bytes, name: str = "") -> UInt8Array:
         name: The image's name, added to the exception as a note.
 
     Returns:
-        uint8 [3, H, W].
+        uint8 [3, H, W], the channels of a pixel side by side in memory, as decoders give them.
 
     Raises:
         UnreadableImage: If the bytes are damaged, no image, or an image outside the limits of this module.
     """
     try:
-        pixels: UInt8Array = _decoded(data, open_image(data)).contiguous().numpy()
+        pixels: UInt8Array = _decoded(data, open_image(data)).numpy()
     except UnreadableImage as error:
         if name:
             error.add_note(name)
@@ -113,7 +113,7 @@ def square_image(data: bytes, size: int, interpolation: Interpolation = "bilinea
         interpolation: Filter of the resize.
 
     Returns:
-        uint8 [3, size, size].
+        uint8 [3, size, size], the channels of a pixel side by side in memory.
 
     Raises:
         UnreadableImage: As `decode_image`.
@@ -133,7 +133,7 @@ def square_image(data: bytes, size: int, interpolation: Interpolation = "bilinea
         # On uint8 in channels-last order this is fixed-point arithmetic: the same on any number of threads.
         pixels = functional.interpolate(pixels[None], size=(height, width), mode=interpolation, antialias=True)[0]
     top, left = round((height - size) / 2), round((width - size) / 2)
-    square: UInt8Array = pixels[:, top : top + size, left : left + size].contiguous().numpy()
+    square: UInt8Array = pixels[:, top : top + size, left : left + size].numpy()
     return square
 
 

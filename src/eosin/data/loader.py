@@ -79,7 +79,7 @@ class Batch:
     """What one process gets for one forward pass."""
 
     images: Tensor
-    """uint8 [B, 3, size, size] RGB; none where the workers made views of them."""
+    """uint8 [B, 3, size, size] RGB, channels-last in memory; none where the workers made views of them."""
     positions: Int64Array
     """int64 [B], each image's position in the global batch of the step."""
     step: int
@@ -220,6 +220,14 @@ def _quarantine(tiles: Tiles, bad: list[tuple[int, str]], quarantine: Quarantine
         quarantine.check(len(tiles))
 
 
+def _empty_images(count: int, size: int) -> npt.NDArray[np.uint8]:
+    """Return room for images, uint8 [B, 3, size, size], the channels of a pixel side by side in memory.
+
+    So do decoders write them and crops read them: in planes each would have to be turned around, twice.
+    """
+    return np.empty((count, size, size, 3), dtype=np.uint8).transpose(0, 3, 1, 2)
+
+
 class _TrainingReader:
     """Loads one process's part of a batch, given its first global sample."""
 
@@ -236,7 +244,7 @@ class _TrainingReader:
     def __call__(self, first: int, /) -> Loaded:
         samples = np.arange(first, first + self.batch_size)
         chosen = tiles_at(samples, len(self.tiles), self.seed)
-        pixels = np.empty((self.batch_size, 3, self.size, self.size), dtype=np.uint8)
+        pixels = _empty_images(self.batch_size, self.size)
         step, position = divmod(first, self.global_batch)
         positions = position + np.arange(self.batch_size)
         drawn = isinstance(self.tiles.source, ViewSource)
@@ -302,7 +310,7 @@ class _RowReader:
 
     def __call__(self, first: int, /) -> Loaded:
         rows = np.arange(first, min(first + self.batch_size, len(self.tiles)))
-        images = np.empty((len(rows), 3, self.size, self.size), dtype=np.uint8)
+        images = _empty_images(len(rows), self.size)
         bad: dict[int, str] = {}
         kept = 0
         for row in rows:
@@ -312,4 +320,5 @@ class _RowReader:
                 kept += 1
             except UnreadableImage as error:
                 bad[int(row)] = str(error)
-        return Loaded(torch.from_numpy(images[:kept].copy() if bad else images), rows[:kept], list(bad.items()))
+        kept_images = images[:kept].copy(order="K") if bad else images
+        return Loaded(torch.from_numpy(kept_images), rows[:kept], list(bad.items()))

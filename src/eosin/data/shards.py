@@ -2,7 +2,8 @@
 
 Layout of a store, version 2::
 
-    OUT/store.json           {"format": "eosin-tiles", "version": 2, "tiles": N, "shards": [{"file", "tiles", "bytes"}]}
+    OUT/store.json           {"format": "eosin-tiles", "version": 2, "tiles": N, "content": hash, "shards": [{"file",
+                             "tiles", "bytes"}]}
     OUT/manifest.parquet     one row a tile: name label patient slide split mpp x y level0_width level0_height tissue
                              digest shard row offset length
     OUT/shards/*.arrow       Arrow IPC files, uncompressed: the encoded image, then the manifest from name to tissue
@@ -12,6 +13,7 @@ Layout of a store, version 2::
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -28,6 +30,7 @@ from eosin.core.files import atomic_file
 from eosin.data.digests import DIGEST_BYTES, digest
 
 __all__ = [
+    "CONTENT",
     "FORMAT",
     "MANIFEST_SCHEMA",
     "SHARD_SCHEMA",
@@ -40,6 +43,8 @@ __all__ = [
 
 FORMAT = "eosin-tiles"
 VERSION = 2
+CONTENT = "eosin.content"
+"""Under this name the manifest's Parquet metadata hold what store.json says of its content."""
 
 _FIELDS = [
     pa.field("name", pa.string(), nullable=False),
@@ -99,7 +104,9 @@ class ShardWriter:
     def _write_batch(self) -> None:
         if not self._pending:
             return
-        batch = pa.RecordBatch.from_pylist(self._pending, SHARD_SCHEMA)
+        columns = [_binary([tile["image"] for tile in self._pending])]
+        columns += [pa.array([tile.get(field.name) for tile in self._pending], field.type) for field in _FIELDS]
+        batch = pa.RecordBatch.from_arrays(columns, schema=SHARD_SCHEMA)
         self._writer.write_batch(batch)
         digests = pa.array([digest(tile["image"]) for tile in self._pending], pa.binary(DIGEST_BYTES))
         self._batches.append((batch.drop_columns(["image"]), digests))
@@ -132,6 +139,12 @@ class ShardWriter:
         return pa.Table.from_batches(tables, MANIFEST_SCHEMA)
 
 
+def _binary(images: list[bytes]) -> Any:
+    """Make a binary column by one copy of the bytes; `pa.array` copies them as they come, growing as it goes."""
+    ends = np.cumsum([0, *map(len, images)], dtype=np.int64).astype(np.int32)
+    return pa.Array.from_buffers(pa.binary(), len(images), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(images))])
+
+
 def _places(file: IO[bytes]) -> list[tuple[Any, Any]]:
     """Return, for each record batch of a shard, where its images begin in the file (int64) and their lengths (int32).
 
@@ -149,13 +162,16 @@ def _places(file: IO[bytes]) -> list[tuple[Any, Any]]:
     return places
 
 
-def write_index(directory: Path, manifest: Iterable[Any], shards: Sequence[dict[str, Any]]) -> int:
+def write_index(directory: Path, manifest: Iterable[Any], shards: Sequence[dict[str, Any]], **about: Any) -> int:
     """Write a store's manifest and store.json, each whole or not at all, the manifest first.
+
+    Both hold a hash of the tiles and shards, by which a reader notices that it has one of before and one of after.
 
     Args:
         directory: The store.
         manifest: The shards' rows, shard by shard, as pyarrow tables of `MANIFEST_SCHEMA`.
         shards: file, tiles and bytes of each shard.
+        about: What else store.json says.
 
     Returns:
         The number of tiles.
@@ -163,21 +179,26 @@ def write_index(directory: Path, manifest: Iterable[Any], shards: Sequence[dict[
     Raises:
         EosinError: If the disk is full or not writable.
     """
-    tiles = 0
+    tiles = pending = 0
     waiting: list[Any] = []
+    content = hashlib.sha256(json.dumps(list(shards)).encode())
     path = directory / "manifest.parquet"
     with atomic_file(path) as file, pa.parquet.ParquetWriter(file, MANIFEST_SCHEMA) as writer:
         for table in manifest:
             tiles += len(table)
+            pending += len(table)
             waiting.append(table)
-            if sum(map(len, waiting)) >= _GROUP_ROWS:
+            for chunk in table["digest"].chunks:
+                content.update(b"".join(chunk.to_pylist()))
+            if pending >= _GROUP_ROWS:
                 writer.write_table(pa.concat_tables(waiting).combine_chunks())
-                waiting = []
+                waiting, pending = [], 0
         if waiting:
             writer.write_table(pa.concat_tables(waiting).combine_chunks())
-    about = {"format": FORMAT, "version": VERSION, "tiles": tiles, "shards": list(shards)}
+        writer.add_key_value_metadata({CONTENT: content.hexdigest()})
+    said = {"format": FORMAT, "version": VERSION, "tiles": tiles, "content": content.hexdigest(), **about}
     with atomic_file(directory / "store.json", "w") as file:
-        file.write(json.dumps(about, indent=1) + "\n")
+        file.write(json.dumps(said | {"shards": list(shards)}, indent=1) + "\n")
     return tiles
 
 

@@ -199,7 +199,7 @@ def _read(slide: Slide, x: float, y: float, side: float, size: int) -> UInt8Arra
 
 
 def _channels_first(pixels: UInt8Array) -> UInt8Array:
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return pixels.transpose(2, 0, 1)
 
 
 class _OpenSlides:

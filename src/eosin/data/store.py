@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +20,16 @@ import pyarrow.parquet
 
 from eosin.core.errors import EosinError, nearest
 from eosin.core.files import atomic_directory, storage_errors
-from eosin.data.shards import FORMAT, SHARD_SCHEMA, VERSION, ShardWriter, in_shard, shard_entry, write_index
+from eosin.data.shards import CONTENT, FORMAT, SHARD_SCHEMA, VERSION, ShardWriter, in_shard, shard_entry, write_index
 from eosin.data.tiles import FloatColumn, Names, Rows, Tiles, text_column
 
 __all__ = ["StoreBytes", "StoreWriter", "is_store", "open_store"]
 
 # Each open shard holds a file descriptor; systems commonly allow 1,024 a process.
 _OPEN_SHARDS = 256
+
+# How often, and after how many seconds, a store is looked at again that is being written just now.
+_TRIES, _PAUSE = 20, 0.25
 
 
 class StoreWriter:
@@ -154,22 +158,31 @@ def open_store(path: Path, label_column: str) -> Tiles:
     Raises:
         EosinError: If it is no store, of a newer version, incomplete or damaged, or lacks the label column.
     """
-    shards = _checked_shards(path)
-    try:
-        present = pa.parquet.read_schema(path / "manifest.parquet").names
-        if label_column not in present:
-            texts = [name for name in present if name in SHARD_SCHEMA.names]
-            raise EosinError(f"{path}: no column '{label_column}'; {nearest(label_column, texts)}")
-        known = ("patient", "slide", "split", "mpp", "x", "y", "shard", "row", "offset", "length")
-        wanted = dict.fromkeys(("name", label_column, *known))
-        table = pa.parquet.read_table(path / "manifest.parquet", columns=list(wanted)).combine_chunks()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise EosinError(f"{path}/manifest.parquet: damaged ({error}); copy or pack the store again") from None
+    for _ in range(_TRIES):
+        content, shards = _checked_shards(path)
+        try:
+            with pa.parquet.ParquetFile(path / "manifest.parquet") as manifest:
+                present = manifest.schema_arrow.names
+                if label_column not in present:
+                    texts = [name for name in present if name in SHARD_SCHEMA.names]
+                    raise EosinError(f"{path}: no column '{label_column}'; {nearest(label_column, texts)}")
+                known = ("patient", "slide", "split", "mpp", "x", "y", "shard", "row", "offset", "length")
+                wanted = dict.fromkeys(("name", label_column, *known))
+                same = _content(manifest) == content
+                table = manifest.read(list(wanted)).combine_chunks() if same else None
+        except (OSError, pa.ArrowInvalid) as error:
+            raise EosinError(f"{path}/manifest.parquet: damaged ({error}); copy or pack the store again") from None
+        if table is not None:
+            break
+        # A run that adds to the store is between its two renames.
+        time.sleep(_PAUSE)
+    else:
+        raise EosinError(f"{path}: store.json and manifest.parquet are not of one store; run what makes it again")
     where = {name: table[name].to_numpy() for name in ("shard", "row", "offset", "length")}
     return Tiles(
         spec=f"store:{path}",
         names=Names(table["name"].combine_chunks()),
-        source=StoreBytes(path, shards, **where),
+        source=StoreBytes(path, shards, content, **where),
         label=text_column(table[label_column].cast(pa.string())),
         patient=text_column(table["patient"]),
         slide=text_column(table["slide"]),
@@ -180,8 +193,17 @@ def open_store(path: Path, label_column: str) -> Tiles:
     )
 
 
-def _checked_shards(path: Path) -> list[str]:
-    """Return the shards' file names after comparing the files with what the store says of them."""
+def _content(manifest: Any) -> str | None:
+    """Return the hash of the tiles and shards that a manifest, a ParquetFile, belongs to."""
+    value = (manifest.metadata.metadata or {}).get(CONTENT.encode())
+    return None if value is None else value.decode()
+
+
+def _checked_shards(path: Path) -> tuple[str | None, list[str]]:
+    """Return the hash of the content and the shards' file names, after comparing the files with what store.json says.
+
+    Stores made before there was a hash have none.
+    """
     about_path = path / "store.json"
     try:
         about = json.loads(about_path.read_text(encoding="utf-8"))
@@ -204,7 +226,7 @@ def _checked_shards(path: Path) -> list[str]:
             raise EosinError(f"{path}/shards/{name}: missing; copy or pack the store again") from None
         if found != size:
             raise EosinError(f"{path}/shards/{name}: {found:,} bytes instead of {size:,}; copy or pack the store again")
-    return list(expected)
+    return about.get("content"), list(expected)
 
 
 def _numbers(column: Any) -> FloatColumn | None:
@@ -220,6 +242,7 @@ class StoreBytes:
     Args:
         path: The store.
         shards: File names of the shards.
+        content: Hash of the store's content, if it has one.
         shard: int32 [N], each tile's shard.
         row: int32 [N], each tile's row in its shard.
         offset: int64 [N], where its image begins in the shard's file.
@@ -230,6 +253,7 @@ class StoreBytes:
         self,
         path: Path,
         shards: list[str],
+        content: str | None = None,
         *,
         shard: npt.NDArray[np.int32],
         row: npt.NDArray[np.int32],
@@ -238,6 +262,7 @@ class StoreBytes:
     ) -> None:
         self.path = path
         self.shards = shards
+        self.content = content
         self.shard = shard
         self.row = row
         self.offset = offset
@@ -263,11 +288,14 @@ class StoreBytes:
     def take(self, rows: Rows) -> StoreBytes:
         """Return the source of some rows."""
         columns = {name: getattr(self, name)[rows] for name in ("shard", "row", "offset", "length")}
-        return StoreBytes(self.path, self.shards, **columns)
+        return StoreBytes(self.path, self.shards, self.content, **columns)
 
     def digests(self) -> Iterator[bytes]:
         """Yield each tile's digest, as recorded when the store was written."""
-        table = pa.parquet.read_table(self.path / "manifest.parquet", columns=["shard", "row", "digest"])
+        with pa.parquet.ParquetFile(self.path / "manifest.parquet") as manifest:
+            if _content(manifest) != self.content:
+                raise EosinError(f"{self.path}: the store changed since it was opened; run the command again")
+            table = manifest.read(["shard", "row", "digest"])
         values = table["digest"].combine_chunks()
         key = table["shard"].to_numpy().astype(np.int64) << 32 | table["row"].to_numpy()
         order = np.argsort(key)
