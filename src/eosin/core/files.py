@@ -298,6 +298,14 @@ class DirectoryLock:
             owner = file.read().strip() or "another process"
             file.close()
             raise EosinError(f"{self.path.parent}: in use by {owner}; wait for it or choose another --out") from None
+        except OSError as error:
+            file.close()
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise StorageError(
+                    f"{self.path.parent}: its file system keeps no locks ({error.strerror}); mount it with them "
+                    "(Lustre: -o flock), or choose another --out"
+                ) from None
+            raise
         try:
             with storage_errors(self.path):
                 file.truncate(0)

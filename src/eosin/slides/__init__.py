@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eosin.slides.discover import SLIDE_SUFFIXES, FoundSlide, find_slides
-from eosin.slides.errors import UnusableSlide
+from eosin.slides.errors import InterruptedSlide, UnusableSlide
 from eosin.slides.grid import Grid, coverage, lay_grid
 from eosin.slides.levels import Level
 from eosin.slides.opening import open_slide
@@ -16,6 +16,7 @@ __all__ = [
     "SLIDE_SUFFIXES",
     "FoundSlide",
     "Grid",
+    "InterruptedSlide",
     "Level",
     "Polygon",
     "Regions",

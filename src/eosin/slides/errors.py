@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["UnusableSlide"]
+__all__ = ["InterruptedSlide", "UnusableSlide"]
 
 
 class UnusableSlide(Exception):
@@ -11,3 +11,7 @@ class UnusableSlide(Exception):
     The message is one line with the reason and, where there is one, the fix; it leaves out the slide's path, which the
     caller puts in front.
     """
+
+
+class InterruptedSlide(UnusableSlide):
+    """A slide whose disk or network fails: nothing is wrong with the slide, and another try may succeed."""

@@ -87,7 +87,7 @@ def _positions(length: int, scale: float, size: int, stride: int) -> tuple[IntAr
     return np.minimum(np.rint(exact), math.floor(room)).astype(np.int64), extent
 
 
-def coverage(mask: npt.NDArray[np.bool_], grid: Grid, slide_size: tuple[int, int]) -> FloatArray:
+def coverage(mask: npt.NDArray[np.bool_], grid: Grid, extent: tuple[float, float]) -> FloatArray:
     """Share of each tile's area that a mask covers, exactly, also where a tile cuts through the mask's pixels.
 
     Four lookups a tile in an integral image (Crow, "Summed-area tables for texture mapping", SIGGRAPH 1984); a mask
@@ -95,12 +95,13 @@ def coverage(mask: npt.NDArray[np.bool_], grid: Grid, slide_size: tuple[int, int
     lost however large the slide.
 
     Args:
-        mask: bool [h, w] spanning the whole slide.
+        mask: bool [h, w], from the slide's left upper corner on.
         grid: The tiles.
-        slide_size: Width and height of the slide in level-0 px.
+        extent: Width and height in level-0 px that the mask spans: the slide's, or a little more where its last pixels
+            lie partly outside.
 
     Returns:
-        float64 [N] in [0, 1]; what lies outside the slide counts as not covered.
+        float64 [N] in [0, 1]; what lies outside the mask counts as not covered.
     """
     height, width = mask.shape
     if len(grid) == 0 or mask.size == 0:
@@ -109,7 +110,7 @@ def coverage(mask: npt.NDArray[np.bool_], grid: Grid, slide_size: tuple[int, int
     integral = np.zeros((height + 2, width + 2), np.int64)
     integral[1:-1, 1:-1] = mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
     integral[-1], integral[:, -1] = integral[-2], integral[:, -2]
-    scale_x, scale_y = width / slide_size[0], height / slide_size[1]
+    scale_x, scale_y = width / extent[0], height / extent[1]
     left, right = _edges(grid.x, grid.level0_width, scale_x, width)
     top, bottom = _edges(grid.y, grid.level0_height, scale_y, height)
     covered = _rectangle(integral, left, right, top, bottom)

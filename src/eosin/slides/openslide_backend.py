@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from eosin.slides.errors import UnusableSlide
+from eosin.slides.errors import InterruptedSlide, UnusableSlide
 from eosin.slides.levels import Level, lay_levels
 from eosin.slides.mpp import Scale, openslide_scale
 from eosin.slides.resample import UInt8Array
@@ -42,9 +42,9 @@ class OpenSlideSlide:
         import openslide
 
         self._error = openslide.OpenSlideError
+        self._path, self._cache_bytes = path, cache_bytes
         try:
-            self._slide: Any = openslide.OpenSlide(path)
-            self._slide.set_cache(openslide.OpenSlideCache(cache_bytes))
+            self._slide: Any = self._opened()
             properties = dict(self._slide.properties)
             sizes = self._slide.level_dimensions
             self._addressed = tuple(float(value) for value in self._slide.level_downsamples)
@@ -58,6 +58,13 @@ class OpenSlideSlide:
         ]
         color = properties.get("openslide.background-color", "FFFFFF")
         self._background = tuple(int(color[at : at + 2], 16) for at in (0, 2, 4))
+
+    def _opened(self) -> Any:
+        import openslide
+
+        slide = openslide.OpenSlide(self._path)
+        slide.set_cache(openslide.OpenSlideCache(self._cache_bytes))
+        return slide
 
     def _laid(self, sizes: tuple[tuple[int, int], ...]) -> tuple[Level, ...]:
         """Find the levels' downsamples: OpenSlide's where whole (it knows levels padded at the edge), else by size."""
@@ -74,6 +81,12 @@ class OpenSlideSlide:
         try:
             image = self._slide.read_region((round(x * scale), round(y * scale)), level, (width, height))
         except self._error as error:
+            # After an error OpenSlide refuses whatever it is asked: another place must not suffer for this one.
+            self._slide.close()
+            try:
+                self._slide = self._opened()
+            except (self._error, OSError) as again:
+                raise InterruptedSlide(_reason(again)) from None
             raise UnusableSlide(_reason(error)) from None
         pixels = np.asarray(image)
         if pixels[..., 3].min() == 255:

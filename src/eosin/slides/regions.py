@@ -151,7 +151,7 @@ def _rings(coordinates: Any, where: str) -> tuple[FloatArray, ...]:
     return tuple(rings)
 
 
-def region_mask(regions: Regions, shape: tuple[int, int], slide_size: tuple[int, int]) -> BoolArray:
+def region_mask(regions: Regions, shape: tuple[int, int], extent: tuple[float, float]) -> BoolArray:
     """Draw areas on a mask: a pixel belongs to it when they cover at least half of it.
 
     Coverage is exact along x and taken at four lines a row along y. Inside and outside follow the even-odd rule within
@@ -159,8 +159,9 @@ def region_mask(regions: Regions, shape: tuple[int, int], slide_size: tuple[int,
 
     Args:
         regions: The areas.
-        shape: Height and width of the mask, which spans the whole slide.
-        slide_size: Width and height of the slide in level-0 px.
+        shape: Height and width of the mask.
+        extent: Width and height in level-0 px that it spans from the slide's left upper corner on: the slide's, or a
+            little more where its last pixels lie partly outside.
 
     Returns:
         bool [h, w].
@@ -168,7 +169,7 @@ def region_mask(regions: Regions, shape: tuple[int, int], slide_size: tuple[int,
     Raises:
         UnusableSlide: If nothing of them lies inside the slide.
     """
-    scale = np.array([shape[1] / slide_size[0], shape[0] / slide_size[1]])
+    scale = np.array([shape[1] / extent[0], shape[0] / extent[1]])
     starts, ends, owners = [], [], []
     for owner, polygon in enumerate(regions.polygons):
         for ring in polygon.rings:
@@ -184,7 +185,7 @@ def region_mask(regions: Regions, shape: tuple[int, int], slide_size: tuple[int,
         points = np.concatenate([ring for polygon in regions.polygons for ring in polygon.rings])
         low, high = points.min(axis=0), points.max(axis=0)
         raise UnusableSlide(
-            f"no region of {regions.path} lies inside the slide of {slide_size[0]} × {slide_size[1]} px "
+            f"no region of {regions.path} lies inside the slide of {extent[0]:.0f} × {extent[1]:.0f} px "
             f"(x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f}): give coordinates in px of level 0"
         )
     return mask

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from eosin.slides.backend import MAXIMUM_PIXELS
-from eosin.slides.errors import UnusableSlide
+from eosin.slides.errors import InterruptedSlide, UnusableSlide
 from eosin.slides.resample import UInt8Array
 
 __all__ = ["NotFast", "Pixels", "quiet"]
@@ -174,9 +174,11 @@ class Pixels:
             raise ValueError("the slide is closed")
         try:
             return os.pread(self._file, int(self._counts[index]), int(self._offsets[index]))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UnusableSlide(f"cannot be read any further ({reason}); check its disk or network") from None
+        except OverflowError as error:
+            raise UnusableSlide(f"its list of tiles is damaged ({error}): copy the file again") from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise InterruptedSlide(f"cannot be read any further ({reason}); check its disk or network") from None
 
     def close(self) -> None:
         """Forget the file: its descriptor may soon be another's."""

@@ -1,7 +1,7 @@
 """What one process does with one slide: find its tissue, choose its tiles, cut and encode a part of them.
 
-Everything here is a function of the job alone, so that a slide gives the same bytes whichever process cuts it, on
-whichever host, and however often a run was stopped before.
+Everything here is a function of the job alone, so that a slide gives the same bytes whichever process cuts it, and
+however often a run was stopped before.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from eosin.core.files import atomic_file, storage_errors
 from eosin.data.shards import ShardWriter, shard_entry
 from eosin.slides import (
     Grid,
+    InterruptedSlide,
     Slide,
     Tissue,
     UnusableSlide,
@@ -131,8 +132,8 @@ def plan_slide(slide: Slide, job: SlideJob, previews: Path) -> Plan:
     mpp = slide.require_mpp()
     size = (slide.width, slide.height)
     grids, reason = _grids(job, size, mpp)
-    tissue, thumbnail = _tissue(slide, job, mpp)
-    pixel = mpp[0] * slide.width / tissue.mask.shape[1] * mpp[1] * slide.height / tissue.mask.shape[0]
+    tissue, thumbnail, extent = _tissue(slide, job, mpp)
+    pixel = mpp[0] * extent[0] / tissue.mask.shape[1] * mpp[1] * extent[1] / tissue.mask.shape[0]
     about = {
         "format": slide.format,
         "width": slide.width,
@@ -145,7 +146,7 @@ def plan_slide(slide: Slide, job: SlideJob, previews: Path) -> Plan:
         "pen_mm2": round(float(tissue.pen.sum()) * pixel / 1e6, 4),
         "notes": [*slide.notes, *tissue.notes],
     }
-    shares = [coverage(tissue.mask, grid, size) for grid in grids]
+    shares = [coverage(tissue.mask, grid, extent) for grid in grids]
     # A tile of which a listed coordinate says that it counts is kept whatever the mask.
     least = 0.0 if job.coordinates is not None else job.config.minimum_tissue
     kept = [share >= least for share in shares]
@@ -198,26 +199,34 @@ def _grids(job: SlideJob, size: tuple[int, int], mpp: tuple[float, float]) -> tu
     )
 
 
-def _tissue(slide: Slide, job: SlideJob, mpp: tuple[float, float]) -> tuple[Tissue, npt.NDArray[np.uint8]]:
-    """Return the tissue to cut, within the user's mask and regions, and the thumbnail it was found in."""
+def _tissue(
+    slide: Slide, job: SlideJob, mpp: tuple[float, float]
+) -> tuple[Tissue, npt.NDArray[np.uint8], tuple[float, float]]:
+    """Return the tissue to cut, within the user's mask and regions, the thumbnail it was found in, and its extent.
+
+    The extent, width and height in level-0 px, is a little more than the slide's where the last pixels of the thumbnail
+    lie partly outside; a mask of the user's ends with the slide.
+    """
     width, height = slide.width * mpp[0], slide.height * mpp[1]
     fine = max(*mpp, min(job.config.tissue.mpp, max(width, height) / _THUMBNAIL_SIDE))
-    thumbnail = slide.thumbnail(max(fine, math.sqrt(width * height / _THUMBNAIL_PIXELS)))
+    scale = max(fine, math.sqrt(width * height / _THUMBNAIL_PIXELS))
+    thumbnail = slide.thumbnail(scale)
     shape = thumbnail.shape[:2]
-    at = (mpp[0] * slide.width / shape[1], mpp[1] * slide.height / shape[0])
+    extent = (shape[1] * scale / mpp[0], shape[0] * scale / mpp[1])
     if job.mask is not None:
         tissue = Tissue(read_mask(job.mask, shape), np.zeros(shape, bool), math.nan, ("tissue from a given mask",))
+        extent = (float(slide.width), float(slide.height))
     else:
-        tissue = find_tissue(thumbnail, at, job.config.tissue)
+        tissue = find_tissue(thumbnail, (scale, scale), job.config.tissue)
     if job.regions is not None:
         try:
             regions = read_regions(job.regions)
         except EosinError as error:
             # A damaged file concerns its slide alone.
             raise UnusableSlide(str(error)) from None
-        inside = region_mask(regions, shape, (slide.width, slide.height))
+        inside = region_mask(regions, shape, extent)
         tissue = dataclasses.replace(tissue, mask=tissue.mask & inside)
-    return tissue, thumbnail
+    return tissue, thumbnail, extent
 
 
 def _in_order(grids: list[Grid], shares: list[FloatArray], kept: list[npt.NDArray[np.bool_]]) -> Chosen:
@@ -274,7 +283,12 @@ def cut_part(slide: Slide, job: SlideJob, chosen: Chosen, part: int, shards: Pat
             name = f"{job.name}/{mpp:.6g}/x{x}_y{y}"
             try:
                 pixels = slide.read(x, y, mpp, size, size)
-            except (UnusableSlide, OSError) as error:
+            except InterruptedSlide:
+                # What a disk or network loses for a while would be missing for good.
+                raise
+            except OSError as error:
+                raise InterruptedSlide(f"cannot be read any further ({error.strerror or error})") from None
+            except UnusableSlide as error:
                 damaged.append(f"{name}: {error}")
                 if len(damaged) > _DAMAGED_SHARE * len(chosen):
                     told = f"{len(damaged)} of the first {row + 1} tiles are unreadable ({error})"

@@ -30,6 +30,7 @@ class TilingProgress:
 
     def __init__(self, missing: Sequence[SlideJob], kept: int) -> None:
         self.slides = 0
+        self.damaged = 0
         self._kept = kept
         self._total = len(missing)
         self._failed = 0
@@ -65,8 +66,13 @@ class TilingProgress:
         self._update()
 
     def ended(self, record: dict[str, Any]) -> None:
-        """Count a slide, and say so above the line if it has no tile."""
+        """Count a slide, and say so above the line if it has no tile, or lacks some."""
         self.slides += 1
+        damaged = record.get("damaged", [])
+        if damaged:
+            self.damaged += len(damaged)
+            told = f"{len(damaged):,} of {len(damaged) + record['tiles']:,} tiles are unreadable (first {damaged[0]})"
+            console.print(f"[yellow]{escape(record['slide'])}[/yellow]: {escape(told)}")
         if not record["tiles"]:
             self._failed += 1
             console.print(f"[yellow]{escape(record['slide'])}[/yellow]: {escape(record['reason'])}")

@@ -97,17 +97,22 @@ def make_jobs(found: Sequence[FoundSlide], config: TilingConfig, extras: Extras)
     }
     jobs = [
         SlideJob(
-            path=slide.path,
+            path=slide.path.absolute(),
             name=slide.name,
             key=slide_key(slide.name),
             config=config,
             source_mpp=mpp_of.get(slide.name),
             fallback_mpp=fallback_mpp,
             patient=patient_of(slide),
-            **{kind: chosen.get(slide.name) for kind, chosen in files.items()},
+            **{kind: path and path.absolute() for kind, chosen in files.items() for path in [chosen.get(slide.name)]},
         )
         for slide in found
     ]
+    keys = dict[str, str]()
+    for job in jobs:
+        other = keys.setdefault(job.key, job.name)
+        if other != job.name:
+            raise EosinError(f"{job.path}: its name and that of '{other}' give the same file names; rename one")
     if extras.coordinates is not None:
         without = [job.name for job in jobs if job.coordinates is None]
         if without:

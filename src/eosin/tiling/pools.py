@@ -16,11 +16,12 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from typing import Any, Protocol
 
 from eosin.core.errors import EosinError
 
-__all__ = ["LocalPool", "Pool", "ProcessDied", "RayPool"]
+__all__ = ["PATIENCE", "LocalPool", "Pool", "ProcessDied", "RayPool"]
 
 Task = Callable[..., Any]
 
@@ -45,10 +46,40 @@ class Pool(Protocol):
         """End all processes, whatever they do."""
 
 
+PATIENCE = 3600
+"""Seconds after which a process that has not finished a task, of a minute or so, is ended: its slide hangs."""
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let a process that is started here, and those it starts, compute with one thread each: there is one a core."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _limited(patience: int, task: Task, *arguments: Any) -> Any:
+    """Run a task; its process is ended by the kernel, whatever library it hangs in, if it takes too long."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(patience)
+    try:
+        return task(*arguments)
+    finally:
+        signal.alarm(0)
+
+
 def _prepare() -> None:
     """Make a process leave Ctrl-C to the one that started it, and end with it, however that one ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = "1"
     parent = multiprocessing.parent_process()
     if parent is not None:
 
@@ -64,25 +95,30 @@ class LocalPool:
 
     Args:
         processes: How many.
+        patience: Seconds that a task may take.
     """
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int, patience: int = PATIENCE) -> None:
         self.size = processes
+        self.patience = patience
         self._tags: dict[Future[Any], Any] = {}
         self._executor = self._start()
 
     def _start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["eosin.tiling.cut"])
+        # The libraries count their threads when they are loaded, which is there.
+        with _one_thread():
+            forkserver.ensure_running()
         return ProcessPoolExecutor(self.size, mp_context=context, initializer=_prepare)
 
     def submit(self, tag: Any, task: Task, *arguments: Any) -> None:
         """Start a task, or let it wait for a free process."""
         try:
-            future = self._executor.submit(task, *arguments)
+            future = self._executor.submit(_limited, self.patience, task, *arguments)
         except BrokenProcessPool:
             self.restart()
-            future = self._executor.submit(task, *arguments)
+            future = self._executor.submit(_limited, self.patience, task, *arguments)
         self._tags[future] = tag
 
     def next(self) -> tuple[Any, Any]:
@@ -135,12 +171,12 @@ class RayPool:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise EosinError(f"--ray {address}: no cluster answers ({str(error).splitlines()[0]})") from None
         self.size = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        self._remote = ray.remote(num_cpus=1, max_retries=0)(_run)
+        self._remote = ray.remote(num_cpus=1, max_retries=0)(_limited)
         self._tags: dict[Any, Any] = {}
 
     def submit(self, tag: Any, task: Task, *arguments: Any) -> None:
         """Start a task, or let it wait for a free process."""
-        self._tags[self._remote.remote(task, *arguments)] = tag
+        self._tags[self._remote.remote(PATIENCE, task, *arguments)] = tag
 
     def next(self) -> tuple[Any, Any]:
         """Wait for a task to end; return its tag and its result, or the exception that ended it."""
@@ -158,10 +194,6 @@ class RayPool:
         for reference in self._tags:
             self._ray.cancel(reference, force=True)
         self._ray.shutdown()
-
-
-def _run(task: Task, *arguments: Any) -> Any:
-    return task(*arguments)
 
 
 @contextlib.contextmanager

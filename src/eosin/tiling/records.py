@@ -14,10 +14,12 @@ Layout, besides that of a tile store::
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,33 +32,25 @@ import pyarrow.parquet
 from eosin.core.errors import EosinError, StorageError
 from eosin.core.files import DirectoryLock, atomic_file, storage_errors, writable_directory
 from eosin.data.shards import MANIFEST_SCHEMA, in_shard, write_index
+from eosin.slides import UnusableSlide
 from eosin.tiling.config import TilingConfig
 from eosin.tiling.cut import CutPart, Plan
+from eosin.tiling.identity import file_identity, file_state
 from eosin.tiling.jobs import SlideJob
 
-__all__ = ["Records", "file_identity"]
+__all__ = ["Records"]
 
 FORMAT = "eosin-tiling"
 VERSION = 1
 
-# Of a slide's file, this much is hashed at its beginning, middle and end.
-_SAMPLE = 1 << 20
+# A slide's key ends in 8 digits of a hash; its name may hold such digits too, as dates are.
+_UNFINISHED = re.compile(r"\.(.*-[0-9a-f]{8})[-.].*\.part")
+_PIECE = re.compile(r"(.*-[0-9a-f]{8})(-\d+\.arrow|\.parquet)")
 
 _COLUMNS = [
     *("slide", "status", "reason", "tiles", "tissue_mm2", "pen_mm2", "patient", "mpp_x", "mpp_y", "mpp_source"),
     *("objective", "width", "height", "format", "damaged", "notes", "bytes", "path", "preview"),
 ]
-
-
-def file_identity(path: Path) -> dict[str, Any]:
-    """Return a slide file's size, time and a hash of samples of it, by which a replaced file is noticed."""
-    status = path.stat()
-    total = hashlib.sha256(str(status.st_size).encode())
-    with open(path, "rb") as file:
-        for start in (0, max(0, status.st_size // 2 - _SAMPLE // 2), max(0, status.st_size - _SAMPLE)):
-            file.seek(start)
-            total.update(file.read(_SAMPLE))
-    return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "sample_sha256": total.hexdigest()}
 
 
 class Records:
@@ -71,8 +65,9 @@ class Records:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        known = (out / "tiling.json").exists()
-        if out.is_dir() and not known and any(not entry.name.startswith(".") for entry in out.iterdir()):
+        other = out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir())
+        # Looked for last: another job of an array, starting now, makes this file before any other.
+        if other and not (out / "tiling.json").exists():
             raise EosinError(f"{out}: holds something else than a tiling; choose another --out or remove it")
         writable_directory(out)
 
@@ -103,29 +98,66 @@ class Records:
 
     def done(self) -> dict[str, dict[str, Any]]:
         """Return the committed slides' records by name."""
-        records = (_read(path) for path in sorted((self.out / "slides").glob("*.json")))
-        return {record["slide"]: record for record in records}
+        return self._all("slides")
 
     def failed(self) -> dict[str, dict[str, Any]]:
         """Return the failed slides' records by name."""
-        records = (_read(path) for path in sorted((self.out / "failed").glob("*.json")))
-        return {record["slide"]: record for record in records}
+        return self._all("failed")
 
-    def current(self, job: SlideJob, record: dict[str, Any]) -> str:
-        """Say why a slide must be cut again; nothing if what is there is what the job asks for."""
+    def _all(self, folder: str) -> dict[str, dict[str, Any]]:
+        found = {}
+        for path in sorted((self.out / folder).glob("*.json")):
+            # Another job of an array may take one away between listing and reading.
+            with contextlib.suppress(FileNotFoundError):
+                record = _read(path)
+                found[record["slide"]] = record
+        return found
+
+    def stored(self) -> dict[str, int]:
+        """Return the names of what is there of the slides, and of the shards their bytes."""
+        found = dict.fromkeys(_names(self.out / "slides"), 0)
+        with os.scandir(self.out / "shards") as listing:
+            for entry in listing:
+                # Another job of an array may rename what it has just finished.
+                with contextlib.suppress(FileNotFoundError):
+                    found[entry.name] = entry.stat().st_size
+        return found
+
+    def current(self, job: SlideJob, record: dict[str, Any], stored: dict[str, int]) -> str:
+        """Say why a slide must be cut again; nothing if what is there is what the job asks for.
+
+        Args:
+            job: What to cut.
+            record: What was cut.
+            stored: What is there, from `stored`.
+
+        Raises:
+            OSError: If the slide, or a file given for it, cannot be looked at.
+        """
+        if record["shards"] and f"{job.key}.parquet" not in stored:
+            return "its rows of the manifest were removed"
+        if any(stored.get(entry["file"]) != entry["bytes"] for entry in record["shards"]):
+            return "its tiles were removed or damaged"
         changed = [name for name, value in job.given().items() if record["given"].get(name) != value]
         if not changed and record["fallback_mpp"] not in (None, job.fallback_mpp):
             changed.append("source_mpp")
         if changed:
             return f"{' and '.join(changed)} changed"
-        status = job.path.stat()
-        if (status.st_size, status.st_mtime_ns) == (record["bytes"], record["modified_ns"]):
+        if file_state(job.path) == (record["bytes"], record["modified_ns"]):
             return ""
         same = file_identity(job.path)["sample_sha256"] == record["sample_sha256"]
         return "" if same else "the file was replaced"
 
     def commit(self, job: SlideJob, plan: Plan, parts: Sequence[CutPart]) -> dict[str, Any]:
-        """Make a slide part of the store, at once; all its shards must be written."""
+        """Make a slide part of the store, at once; all its shards must be written.
+
+        Raises:
+            UnusableSlide: If its file changed since it was planned: its tiles may be of two files.
+            StorageError: If it cannot be written.
+            OSError: If the slide's file is gone.
+        """
+        if file_state(job.path) != (plan.seen["bytes"], plan.seen["modified_ns"]):
+            raise UnusableSlide("the file changed while it was cut; run again when it is whole")
         damaged = [line for part in parts for line in part.damaged]
         tables = [in_shard(part.manifest, number) for number, part in enumerate(parts)]
         tiles = sum(map(len, tables))
@@ -139,10 +171,9 @@ class Records:
             **plan.about,
             "damaged": damaged,
             "shards": [part.entry for part in parts],
-            "given": job.given(),
             # The files of other slides say their scale, and are not cut again when this is given for those that do not.
             "fallback_mpp": job.fallback_mpp if plan.about["mpp_source"] == "given" and not job.source_mpp else None,
-            **file_identity(job.path),
+            **plan.seen,
             "path": str(job.path),
             "preview": f"previews/{job.key}.png",
         }
@@ -164,7 +195,6 @@ class Records:
 
     def fail(self, job: SlideJob, reason: str) -> dict[str, Any]:
         """Record that a slide could not be cut."""
-        self.forget(job)
         record = {
             "slide": job.name,
             "key": job.key,
@@ -176,51 +206,83 @@ class Records:
         _write(self.out / "failed" / f"{job.key}.json", record)
         return record
 
-    def forget(self, job: SlideJob) -> None:
-        """Take a slide out of the store: its record first, then its tiles."""
-        with storage_errors(self.out):
-            for path in (
-                self.out / "slides" / f"{job.key}.json",
-                self.out / "slides" / f"{job.key}.parquet",
-                *(self.out / "shards").glob(f"{job.key}-*.arrow"),
-            ):
-                path.unlink(missing_ok=True)
+    def withdraw(self, jobs: Sequence[SlideJob]) -> None:
+        """Take slides out of the store: their records, then their rows of its manifest, and then their tiles.
 
-    def sweep(self, jobs: Sequence[SlideJob]) -> None:
-        """Remove what a killed run left of these slides: shards that no record names, and unfinished files."""
-        ours = {job.key for job in jobs}
+        So whoever opens the store meanwhile finds all the tiles that it names, wherever this is interrupted.
+        """
+        with self.folding(), storage_errors(self.out):
+            for job in jobs:
+                (self.out / "slides" / f"{job.key}.json").unlink(missing_ok=True)
+            # A run killed here before left names without records, too.
+            records = set(_names(self.out / "slides"))
+            if any(f"{entry['file'].rpartition('-')[0]}.json" not in records for entry in self._folded()["shards"]):
+                self.fold()
+            keys = {job.key for job in jobs}
+            for folder in ("slides", "shards"):
+                for name in _names(self.out / folder) if keys else ():
+                    match = _PIECE.fullmatch(name)
+                    if match and match[1] in keys:
+                        (self.out / folder / name).unlink(missing_ok=True)
+
+    def drop(self, record: dict[str, Any]) -> None:
+        """Forget the failure of a slide that is gone."""
+        (self.out / "failed" / f"{record['key']}.json").unlink(missing_ok=True)
+
+    def sweep(self, jobs: Sequence[SlideJob] | None) -> None:
+        """Remove what a killed run left: shards that no record names, unfinished files, failures of slides now done.
+
+        Args:
+            jobs: Only what is left of these slides, where others are being cut by other jobs of an array; None for all.
+        """
+        ours = None if jobs is None else {job.key for job in jobs}
         committed = {path.stem for path in (self.out / "slides").glob("*.json")}
         with storage_errors(self.out):
             for folder in ("slides", "shards", "failed", "previews"):
-                for path in (self.out / folder).iterdir():
-                    unfinished = re.fullmatch(r"\.(.*?-[0-9a-f]{8})[-.].*\.part", path.name)
-                    shard = re.fullmatch(r"(.*-[0-9a-f]{8})(-\d+\.arrow|\.parquet)", path.name)
-                    if (unfinished and unfinished[1] in ours) or (
-                        shard and shard[1] in ours and shard[1] not in committed
-                    ):
-                        path.unlink(missing_ok=True)
+                for name in _names(self.out / folder):
+                    unfinished, piece = _UNFINISHED.fullmatch(name), _PIECE.fullmatch(name)
+                    key = unfinished[1] if unfinished else piece[1] if piece else name.removesuffix(".json")
+                    left = unfinished or (piece and key not in committed) or (folder == "failed" and key in committed)
+                    if left and (ours is None or key in ours):
+                        (self.out / folder / name).unlink(missing_ok=True)
+
+    def folding(self) -> DirectoryLock:
+        """Return the lock under which what all slides share is written: of an array's jobs, the last sees all."""
+        return DirectoryLock(self.out, ".lock-fold", wait=True)
 
     def fold(self) -> tuple[list[dict[str, Any]], int]:
-        """Write the store's manifest and the tables of slides from all that is committed.
+        """Write the store's manifest and the tables of slides from all that is committed; hold `folding` for it.
 
-        Held by one process at a time, so that of several jobs of an array the last sees everything.
+        Where that is what they were written from last, they are left.
 
         Returns:
             All records, in the order of the slides' names, and the number of tiles.
         """
-        with DirectoryLock(self.out, ".lock-fold", wait=True):
-            every = self.failed() | self.done()
-            records = [every[name] for name in sorted(every)]
-            shards = [entry for record in records for entry in record.get("shards", [])]
-            tiles = sum(entry["tiles"] for entry in shards)
-            if shards:
-                write_index(self.out, self._manifest(records), shards)
-            else:
-                for name in ("manifest.parquet", "store.json"):
-                    (self.out / name).unlink(missing_ok=True)
-            _write_table(self.out / "slides.csv", records)
-            _write_table(self.out / "failures.csv", [record for record in records if not record["tiles"]])
+        every = self.failed() | self.done()
+        records = [every[name] for name in sorted(every)]
+        shards = [entry for record in records for entry in record.get("shards", [])]
+        tiles = sum(entry["tiles"] for entry in shards)
+        state = hashlib.sha256(json.dumps(records).encode()).hexdigest()
+        written = ("manifest.parquet", "slides.csv", "failures.csv")
+        if self._folded()["records"] == state and all((self.out / name).exists() for name in written):
+            return records, tiles
+        _write_table(self.out / "slides.csv", records)
+        _write_table(self.out / "failures.csv", [record for record in records if not record["tiles"]])
+        if shards:
+            write_index(self.out, self._manifest(records), shards, records=state)
+        else:
+            # In this order: without store.json it is no store.
+            for name in ("store.json", "manifest.parquet"):
+                (self.out / name).unlink(missing_ok=True)
         return records, tiles
+
+    def _folded(self) -> dict[str, Any]:
+        """Return what store.json says: the shards, and of which records it was made."""
+        try:
+            about = json.loads((self.out / "store.json").read_text(encoding="utf-8"))
+            return {"shards": list(about["shards"]), "records": about.get("records", "")}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {"shards": [], "records": ""}
 
     def _manifest(self, records: Sequence[dict[str, Any]]) -> Iterator[Any]:
         before = 0
@@ -229,17 +291,29 @@ class Records:
             if not record.get("shards"):
                 continue
             path = self.out / "slides" / f"{record['key']}.parquet"
-            table = pa.parquet.read_table(path, schema=MANIFEST_SCHEMA)
+            try:
+                table = pa.parquet.read_table(path, schema=MANIFEST_SCHEMA)
+            except (OSError, pa.ArrowInvalid):
+                raise EosinError(
+                    f"{path}: missing or damaged; remove {path.with_suffix('.json').name} beside it, and the slide is "
+                    "cut again by the same command"
+                ) from None
             number = pc.add(table["shard"], pa.scalar(before, pa.int32()))
             yield table.set_column(place, MANIFEST_SCHEMA.field(place), number)
             before += len(record["shards"])
 
 
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError):
-        raise EosinError(f"{path}: damaged; remove it, and the slide is cut again") from None
+        raise EosinError(f"{path}: damaged; remove it, and the same command puts it right") from None
     return dict(record)
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from eosin.core.console import warn
 from eosin.core.errors import EosinError
 from eosin.core.files import DirectoryLock
-from eosin.slides import find_slides
+from eosin.slides import FoundSlide, find_slides
 from eosin.tiling.config import TilingConfig
 from eosin.tiling.display import TilingProgress
 from eosin.tiling.jobs import Extras, SlideJob, make_jobs, renamed
@@ -43,6 +43,10 @@ class TilingSummary:
     """Bytes of the store's shards."""
     seconds: float
     remarks: tuple[str, ...]
+    left: int = 0
+    """Slides of other jobs of the array that are not done yet."""
+    damaged: int = 0
+    """Tiles of the slides cut now that could not be read."""
 
     @property
     def without_tiles(self) -> tuple[dict[str, Any], ...]:
@@ -54,6 +58,10 @@ class TilingSummary:
         slides = len(self.records) - len(self.without_tiles)
         parts = [f"{self.out}: {self.tiles:,} tiles of {slides:,} slides, {self.size / 1e9:.2f} GB"]
         parts.append(f"{self.cut:,} cut now in {self.seconds:,.0f} s, {self.kept:,} done before")
+        if self.left:
+            parts.append(f"{self.left:,} of other jobs not done yet")
+        if self.damaged:
+            parts.append(f"{self.damaged:,} tiles unreadable, named in {self.out / 'slides'}")
         if self.without_tiles:
             first = self.without_tiles[0]
             parts.append(
@@ -107,21 +115,26 @@ def tile_slides(
     """
     started = time.monotonic()
     remarks: list[str] = []
-    found = find_slides(sources, plain=plain, remark=remarks.append)
-    jobs, more = make_jobs(found, config, extras or Extras())
+    found = _outside(out, find_slides(sources, plain=plain, remark=remarks.append))
+    extras = extras or Extras()
+    jobs, more = make_jobs(found, config, extras)
     remarks += more
     if processes is not None and processes < 1:
         raise EosinError(f"--jobs {processes}: give at least 1")
     records = Records(out)
     with _held(out, shard):
         records.agree(config)
-        done = records.done()
-        jobs = _under_known_names(jobs, done)
+        done, failed = records.done(), records.failed()
+        jobs = _under_known_names(jobs, failed | done)
         mine = jobs if shard is None else jobs[shard[0] :: shard[1]]
-        records.sweep(mine)
-        missing = _missing(records, mine, done, remarks)
+        _refuse_forgotten(out, extras, [done[job.name] for job in mine if job.name in done])
+        missing, changed = _missing(records, mine, done, remarks)
         for remark in remarks:
             warn(remark)
+        _drop_gone(records, jobs, failed)
+        records.withdraw(changed)
+        ours = None if shard is None else mine
+        records.sweep(ours)
         try:
             with TilingProgress(missing, len(mine) - len(missing)) as progress:
                 if missing:
@@ -129,15 +142,21 @@ def tile_slides(
                     with closing(pool):
                         Schedule(records, pool, progress.advance, progress.ended).run(missing)
         finally:
-            records.sweep(mine)
-        every, tiles = records.fold()
-    write_sheets(out, every)
-    gone = sorted({record["slide"] for record in every} - {job.name for job in jobs})
+            records.sweep(ours)
+        with records.folding():
+            every, tiles = records.fold()
+            write_sheets(out, every)
+    known = {record["slide"] for record in every}
+    gone = sorted(known - {job.name for job in jobs})
     if gone:
-        warn(f"{out}: holds {len(gone):,} slides that are not among those given (first '{gone[0]}'); they are kept")
-    if not tiles:
-        first = next((record for record in every if not record["tiles"]), None)
-        told = f"first '{first['slide']}': {first['reason']}" if first else "no slide was given to this shard"
+        warn(
+            f"{out}: holds {len(gone):,} slides that are not among those given (first '{gone[0]}'); they are kept; "
+            f"to take one out, remove its file from {out / 'slides'} and run again"
+        )
+    # A job of an array may have no slide, or none with tissue; the others go on.
+    if not tiles and shard is None:
+        first = every[0]
+        told = f"first '{first['slide']}': {first['reason']}"
         raise EosinError(f"{out}: none of the {len(every):,} slides has a tile, see {out / 'failures.csv'} ({told})")
     size = sum(entry["bytes"] for record in every for entry in record.get("shards", []))
     return TilingSummary(
@@ -149,6 +168,8 @@ def tile_slides(
         size=size,
         seconds=time.monotonic() - started,
         remarks=tuple(remarks),
+        left=sum(job.name not in known for job in jobs),
+        damaged=progress.damaged,
     )
 
 
@@ -163,37 +184,101 @@ def _held(out: Path, shard: tuple[int, int] | None) -> Iterator[None]:
         with DirectoryLock(out):
             yield
         return
-    with DirectoryLock(out, shared=True), DirectoryLock(out, f".lock-{shard[0]}-of-{shard[1]}"):
+    number, count = shard
+    array = f".lock-of-{count}"
+    with (
+        DirectoryLock(out, shared=True),
+        DirectoryLock(out, array, shared=True),
+        DirectoryLock(out, f".lock-{number}-of-{count}"),
+    ):
+        # Parts of another division would be of the same slides.
+        for other in out.glob(".lock-of-*"):
+            try:
+                with DirectoryLock(out, other.name) if other.name != array else nullcontext():
+                    pass
+            except EosinError:
+                raise EosinError(
+                    f"--shard {number}/{count}: jobs of {other.name.removeprefix('.lock-of-')} parts are at work in "
+                    f"{out}; wait for them, or divide by the same number"
+                ) from None
         yield
 
 
-def _under_known_names(jobs: list[SlideJob], done: dict[str, dict[str, Any]]) -> list[SlideJob]:
-    """Keep the names of slides that are done, where a new file beside them would change them."""
-    names = {record["path"]: name for name, record in done.items()}
+def _outside(out: Path, found: Sequence[FoundSlide]) -> list[FoundSlide]:
+    """Leave out what earlier runs wrote, where the output lies in a folder of slides."""
+    written = out.resolve()
+    left = [slide for slide in found if written not in slide.path.resolve().parents]
+    if not left:
+        raise EosinError(f"{out}: is where the tiles go, and holds all the slides given; choose another --out")
+    return left
+
+
+def _under_known_names(jobs: list[SlideJob], known: dict[str, dict[str, Any]]) -> list[SlideJob]:
+    """Keep the names of slides that were met before, where a new file beside them would change them."""
+    names = {record["path"]: name for name, record in known.items()}
     taken = {job.name for job in jobs}
     return [
         renamed(job, names[str(job.path)])
-        if job.name not in done and str(job.path) in names and names[str(job.path)] not in taken
+        if job.name not in known and str(job.path) in names and names[str(job.path)] not in taken
         else job
         for job in jobs
     ]
 
 
+def _refuse_forgotten(out: Path, extras: Extras, records: Sequence[dict[str, Any]]) -> None:
+    """Refuse to cut slides again, or to lose them, because an option of the first run was left out.
+
+    Raises:
+        EosinError: If there is one; the message names it.
+    """
+    options = {
+        "--source-mpp": (extras.source_mpp, ("source_mpp", "fallback_mpp")),
+        "--patient": (extras.patient, ("patient",)),
+        "--masks": (extras.masks, ("mask",)),
+        "--regions": (extras.regions, ("regions",)),
+        "--coordinates": (extras.coordinates, ("coordinates",)),
+    }
+    for option, (value, fields) in options.items():
+        if value is not None:
+            continue
+        for record in records:
+            if any((record["given"] | {"fallback_mpp": record["fallback_mpp"]})[field] is not None for field in fields):
+                raise EosinError(
+                    f"{out}: '{record['slide']}' and others were cut with {option}; give it again, or choose another "
+                    "--out"
+                )
+
+
+def _drop_gone(records: Records, jobs: Sequence[SlideJob], failed: dict[str, dict[str, Any]]) -> None:
+    """Forget the failures of slides that were removed."""
+    names = {job.name for job in jobs}
+    for name, record in failed.items():
+        if name not in names and not Path(record["path"]).exists():
+            records.drop(record)
+
+
 def _missing(
     records: Records, jobs: Sequence[SlideJob], done: dict[str, dict[str, Any]], remarks: list[str]
-) -> list[SlideJob]:
-    """Return the slides to cut, after taking out of the store those that changed."""
-    missing = []
-    changed: list[str] = []
+) -> tuple[list[SlideJob], list[SlideJob]]:
+    """Return the slides to cut, and those among them that are in the store but changed."""
+    missing, changed = list[SlideJob](), list[SlideJob]()
+    why, unseen = list[str](), list[str]()
+    stored = records.stored()
     for job in jobs:
         record = done.get(job.name)
+        reason = ""
         if record is not None:
-            why = records.current(job, record)
-            if not why:
+            try:
+                reason = records.current(job, record, stored)
+            except OSError as error:
+                unseen.append(f"'{job.name}': {error.strerror or error}")
+            if not reason:
                 continue
-            changed.append(f"'{job.name}' ({why})")
-            records.forget(job)
+            why.append(f"'{job.name}' ({reason})")
+            changed.append(job)
         missing.append(job)
+    if unseen:
+        remarks.append(f"{len(unseen):,} slides cannot be looked at and are kept as they were cut (first {unseen[0]})")
     if changed:
-        remarks.append(f"{len(changed):,} slides are cut again, first {changed[0]}")
-    return missing
+        remarks.append(f"{len(changed):,} slides are cut again, first {why[0]}")
+    return missing, changed

@@ -11,7 +11,7 @@ from eosin.core.errors import EosinError
 from eosin.slides import UnusableSlide
 from eosin.tiling.cut import CutPart, Plan
 from eosin.tiling.jobs import SlideJob
-from eosin.tiling.pools import LocalPool, Pool, ProcessDied
+from eosin.tiling.pools import PATIENCE, LocalPool, Pool, ProcessDied
 from eosin.tiling.records import Records
 from eosin.tiling.tasks import begin_slide, continue_slide
 
@@ -50,6 +50,8 @@ class Schedule:
 
     def __init__(self, records: Records, pool: Pool, advance: Advance, ended: Callable[[dict[str, Any]], None]) -> None:
         self.records = records
+        # Processes of a cluster may work elsewhere.
+        self._out = records.out.absolute()
         self.pool = pool
         self.advance = advance
         self.ended = ended
@@ -74,7 +76,7 @@ class Schedule:
                     self._continue(*self._parts.popleft())
                 else:
                     job = waiting.popleft()
-                    self._submit((job, None), begin_slide, job, self.records.out)
+                    self._submit((job, None), begin_slide, job, self._out)
             if not self._under_way:
                 break
             (job, part), result = self.pool.next()
@@ -91,7 +93,7 @@ class Schedule:
         if self._started.get(started.job.key) is not started:
             return
         chosen = started.plan.chosen.part(*started.bounds[part : part + 2])
-        self._submit((started.job, part), continue_slide, started.job, self.records.out, chosen, part)
+        self._submit((started.job, part), continue_slide, started.job, self._out, chosen, part)
 
     def _take(self, job: SlideJob, part: int | None, result: Any) -> None:
         if part is not None and job.key not in self._started:
@@ -132,6 +134,9 @@ class Schedule:
         except FileNotFoundError:
             self._fail(job, UnusableSlide("the file was removed while it was cut"))
             return
+        except (UnusableSlide, OSError) as error:
+            self._fail(job, error)
+            return
         self.ended(record)
 
     def _fail(self, job: SlideJob, error: BaseException) -> None:
@@ -142,7 +147,10 @@ class Schedule:
         if isinstance(error, MemoryError):
             reason = "not enough memory; use fewer --jobs"
         elif isinstance(error, ProcessDied):
-            reason = "the process reading it was killed, twice: a damaged file, or too little memory (fewer --jobs)"
+            reason = (
+                f"the process reading it was killed, twice: a damaged file, too little memory (fewer --jobs), or "
+                f"nothing done for {PATIENCE / 60:.0f} minutes"
+            )
         elif not isinstance(error, UnusableSlide):
             first = (str(error).splitlines() or [""])[0]
             reason = f"cannot be read ({type(error).__name__}: {first})"

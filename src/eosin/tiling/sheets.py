@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from eosin.core.files import DirectoryLock, atomic_file, writable_directory
+from eosin.core.files import atomic_file, writable_directory
 from eosin.tiling.preview import SLIDES_PER_SHEET, contact_sheet
 
 __all__ = ["write_sheets"]
@@ -19,6 +19,8 @@ __all__ = ["write_sheets"]
 
 def write_sheets(out: Path, records: Sequence[dict[str, Any]]) -> None:
     """Write OUT/sheets/NNN.png, pages of slides in the order of their names; pages whose slides stayed are left.
+
+    To be called by one process at a time.
 
     Args:
         out: The store's directory.
@@ -30,19 +32,18 @@ def write_sheets(out: Path, records: Sequence[dict[str, Any]]) -> None:
     shown = [record for record in records if record.get("preview") and (out / record["preview"]).is_file()]
     pages = [shown[start : start + SLIDES_PER_SHEET] for start in range(0, len(shown), SLIDES_PER_SHEET)]
     folder = writable_directory(out / "sheets")
-    with DirectoryLock(out, ".lock-fold", wait=True):
-        before = _known(folder / "pages.json")
-        after = {}
-        for number, page in enumerate(pages):
-            name = f"{number:03d}.png"
-            after[name] = _hash([[record["slide"], record["sample_sha256"], record["tiles"]] for record in page])
-            if before.get(name) != after[name] or not (folder / name).exists():
-                first = number * SLIDES_PER_SHEET + 1
-                _write(folder / name, out, page, f"Slides {first:,} to {first + len(page) - 1:,}")
-        for stale in set(before) - set(after):
-            (folder / stale).unlink(missing_ok=True)
-        with atomic_file(folder / "pages.json", "w") as file:
-            file.write(json.dumps(after, indent=1) + "\n")
+    before = _known(folder / "pages.json")
+    after = {}
+    for number, page in enumerate(pages):
+        name = f"{number:03d}.png"
+        after[name] = _hash([[record["slide"], record["sample_sha256"], record["tiles"]] for record in page])
+        if before.get(name) != after[name] or not (folder / name).exists():
+            first = number * SLIDES_PER_SHEET + 1
+            _write(folder / name, out, page, f"Slides {first:,} to {first + len(page) - 1:,}")
+    for stale in set(before) - set(after):
+        (folder / stale).unlink(missing_ok=True)
+    with atomic_file(folder / "pages.json", "w") as file:
+        file.write(json.dumps(after, indent=1) + "\n")
 
 
 def _write(path: Path, out: Path, page: Sequence[dict[str, Any]], title: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from eosin.slides import Slide, UnusableSlide
 from eosin.tiling.cut import Chosen, CutPart, Plan, cut_part, open_for, plan_slide
+from eosin.tiling.identity import file_identity
 from eosin.tiling.jobs import SlideJob
 
 __all__ = ["begin_slide", "continue_slide"]
@@ -34,14 +36,15 @@ def begin_slide(job: SlideJob, out: Path) -> tuple[Plan, list[CutPart]]:
         EosinError: If the output cannot be written.
     """
     try:
+        seen = {"given": job.given(), **file_identity(job.path)}
         slide = _opened(job)
-        plan = plan_slide(slide, job, out / "previews")
+        plan = dataclasses.replace(plan_slide(slide, job, out / "previews"), seen=seen)
         parts = []
         if len(job.config.parts(len(plan.chosen))) == 2:
             parts.append(cut_part(slide, job, plan.chosen, 0, out / "shards"))
         return plan, parts
     except OSError as error:
-        raise UnusableSlide(f"cannot be read ({error.strerror or error})") from None
+        raise _unreadable(job, error) from None
     finally:
         _let_go()
 
@@ -57,4 +60,10 @@ def continue_slide(job: SlideJob, out: Path, chosen: Chosen, part: int) -> CutPa
         return cut_part(_opened(job), job, chosen, part, out / "shards")
     except OSError as error:
         _let_go()
-        raise UnusableSlide(f"cannot be read ({error.strerror or error})") from None
+        raise _unreadable(job, error) from None
+
+
+def _unreadable(job: SlideJob, error: OSError) -> UnusableSlide:
+    # A mask, region or list of coordinates is named; the slide is by the caller.
+    file = f"{error.filename} " if error.filename not in (None, str(job.path)) else ""
+    return UnusableSlide(f"{file}cannot be read ({error.strerror or error})")
