@@ -44,12 +44,29 @@ def test_jpeg_decodes_as_pillow_does(options: dict[str, int], encode: Encode) ->
     )
 
 
-def test_without_torchvisions_decoder_the_pixels_are_the_same(encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_follows_a_jpeg_changes_no_pixel(encode: Encode) -> None:
+    """With something behind its end a JPEG is decoded by Pillow."""
     data = encode(1, (301, 255), "JPEG", quality=85)
-    before = decode_image(data), square_image(data, 100)
-    monkeypatch.setattr("eosin.data.images.torchvision_io", None)
-    np.testing.assert_array_equal(decode_image(data), before[0])
-    np.testing.assert_array_equal(square_image(data, 100), before[1])
+    np.testing.assert_array_equal(decode_image(data + b"comment"), decode_image(data))
+    np.testing.assert_array_equal(square_image(data + b"comment", 100), square_image(data, 100))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 80), (300, 200)])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_pixels_are_put_where_they_are_wanted(encode: Encode, size: tuple[int, int], kind: str) -> None:
+    data = encode(1, size, kind)
+    room = np.full((2, 64, 64, 3), 7, np.uint8)
+    out = room[1].transpose(2, 0, 1)
+    assert square_image(data, 64, out=out) is out
+    np.testing.assert_array_equal(out, square_image(data, 64))
+    assert (room[0] == 7).all()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_a_jpeg_cut_short_is_unreadable(encode: Encode, share: float) -> None:
+    data = encode(1, (301, 255), "JPEG", quality=85)
+    with pytest.raises(UnreadableImage, match="truncated"):
+        decode_image(data[: int(len(data) * share)])
 
 
 @pytest.mark.filterwarnings("error")

@@ -295,7 +295,7 @@ class _TrainingReader:
             out[...], resolution = source.view(tile, self.size, draws)
             return resolution
         data = self.tiles.read(tile)
-        out[...] = square_image(data, self.size)
+        square_image(data, self.size, out=out)
         return math.nan if self.mpp is None else float(self.mpp[tile]) * min(open_image(data).size) / self.size
 
 
