@@ -33,7 +33,6 @@ def test_rgb_is_kept_to_the_bit() -> None:
     np.testing.assert_array_equal(decoded, pixels.transpose(2, 0, 1))
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 2}])

@@ -119,7 +119,6 @@ def test_refusals(folder: Folder, tmp_path: Path) -> None:
         pack([], tmp_path / "store")
 
 
-@pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 def test_real_images_cut_into_tiles(real_data: Path, tmp_path: Path) -> None:
     source = real_data / "osteosarcoma"
     summary = pack([str(source)], tmp_path / "store", cut=256, workers=2)

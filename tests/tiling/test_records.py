@@ -16,7 +16,7 @@ from eosin.core.files import DirectoryLock
 from eosin.data import open_tiles
 from eosin.slides import InterruptedSlide, UnusableSlide, find_slides, open_slide
 from eosin.tiling import Extras, TilingConfig, jobs, tile_slides
-from eosin.tiling.cut import cut_part, plan_slide
+from eosin.tiling.cut import CutPart, cut_part, plan_slide
 from eosin.tiling.display import TilingProgress
 from eosin.tiling.identity import file_identity
 from eosin.tiling.jobs import SlideJob, make_jobs
@@ -299,8 +299,41 @@ def test_a_failing_disk_loses_no_tile(
 
         monkeypatch.setattr(slide, "read", failing)
         with pytest.raises(InterruptedSlide):
-            cut_part(slide, job, plan.chosen, 0, tmp_path / "shards")
+            cut_part(slide, job, plan.chosen, 0, tmp_path / "shards", len(plan.chosen))
     assert not list((tmp_path / "shards").iterdir())
+
+
+def test_few_damaged_tiles_are_few_of_the_slide_not_of_its_part(
+    tmp_path: Path, slides: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = Records(tmp_path / "out")
+    records.agree(CONFIG)
+    job = dataclasses.replace(the_job(slides, "two"), config=TilingConfig(mpp=(0.5,), size=16))
+    seen = {"given": job.given(), **file_identity(job.path)}
+    with open_slide(job.path) as slide:
+        plan = dataclasses.replace(plan_slide(slide, job, records.out / "previews"), seen=seen)
+        read, bad = slide.read, set(range(10))
+
+        def damaged(x: float, y: float, *arguments: float) -> np.ndarray:
+            if y == 0 and x // 16 in bad:
+                raise UnusableSlide("torn")
+            return read(x, y, *arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(slide, "read", damaged)
+        total = len(plan.chosen)
+
+        def cut() -> list[CutPart]:
+            bounds = (0, 100, 200, total)
+            return [
+                cut_part(slide, job, plan.chosen.part(*bounds[part : part + 2]), part, records.out / "shards", total)
+                for part in range(3)
+            ]
+
+        record = records.commit(job, plan, cut())
+        assert (record["tiles"], len(record["damaged"])) == (total - 10, 10)
+        bad |= set(range(60))
+        with pytest.raises(UnusableSlide, match="unreadable"):
+            records.commit(job, plan, cut())
 
 
 def test_damaged_tiles_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

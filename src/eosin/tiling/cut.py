@@ -37,7 +37,7 @@ from eosin.tiling.coordinates import read_coordinates
 from eosin.tiling.jobs import SlideJob
 from eosin.tiling.preview import preview
 
-__all__ = ["Chosen", "CutPart", "Plan", "cut_part", "open_for", "plan_slide", "shard_name"]
+__all__ = ["Chosen", "CutPart", "Plan", "cut_part", "open_for", "plan_slide", "shard_name", "too_damaged"]
 
 # Pixels of the thumbnail in which tissue is sought: larger slides are looked at more coarsely.
 _THUMBNAIL_PIXELS = 1 << 24
@@ -45,6 +45,8 @@ _THUMBNAIL_PIXELS = 1 << 24
 _THUMBNAIL_SIDE = 128
 # Share of a slide's tiles that may be unreadable, as where a scanner's file has a few damaged spots.
 _DAMAGED_SHARE = 0.01
+# How far the sides of a listed tile may be from each other in µm, as a ratio.
+_SQUARE = 0.01
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -169,15 +171,7 @@ def _grids(job: SlideJob, size: tuple[int, int], mpp: tuple[float, float]) -> tu
     """Return the grids and, if all are empty, why."""
     config = job.config
     if job.coordinates is not None:
-        listed = read_coordinates(job.coordinates)
-        grid = Grid(
-            listed.x,
-            listed.y,
-            listed.level0_width,
-            listed.level0_height,
-            listed.level0_width * mpp[0] / listed.size,
-            listed.size,
-        )
+        grid = _listed(job.coordinates, mpp)
         outside = (grid.x < 0) | (grid.x + grid.level0_width > size[0] + 1)
         outside |= (grid.y < 0) | (grid.y + grid.level0_height > size[1] + 1)
         if outside.any():
@@ -197,6 +191,27 @@ def _grids(job: SlideJob, size: tuple[int, int], mpp: tuple[float, float]) -> tu
         f"{width:.0f}×{height:.0f} px at {finest:g} µm/px: smaller than one tile of {config.size} px; "
         "use a smaller --size or --mpp"
     )
+
+
+def _listed(path: Path, mpp: tuple[float, float]) -> Grid:
+    """Return the grid that a file lists."""
+    try:
+        listed = read_coordinates(path)
+    except EosinError as error:
+        # A damaged file concerns its slide alone.
+        raise UnusableSlide(str(error)) from None
+    height = listed.level0_width * mpp[0] / mpp[1]
+    if abs(listed.level0_height / height - 1) > _SQUARE:
+        raise UnusableSlide(
+            f"its pixels are {mpp[0]:.4g} × {mpp[1]:.4g} µm, so the tiles in {path} are no squares of tissue; cut it "
+            "without --coordinates"
+        )
+    grid = Grid(
+        listed.x, listed.y, listed.level0_width, height, listed.level0_width * mpp[0] / listed.size, listed.size
+    )
+    if len(np.unique(np.stack([grid.x, grid.y]), axis=1).T) < len(grid):
+        raise UnusableSlide(f"{path} lists a tile twice; make it again")
+    return grid
 
 
 def _tissue(
@@ -259,7 +274,12 @@ def shard_name(job: SlideJob, part: int) -> str:
     return f"{job.key}-{part:03d}.arrow"
 
 
-def cut_part(slide: Slide, job: SlideJob, chosen: Chosen, part: int, shards: Path) -> CutPart:
+def too_damaged(damaged: int, tiles: int) -> bool:
+    """Whether a slide of so many tiles, of which so many cannot be read, is not to be used."""
+    return damaged > _DAMAGED_SHARE * tiles
+
+
+def cut_part(slide: Slide, job: SlideJob, chosen: Chosen, part: int, shards: Path, total: int) -> CutPart:
     """Cut, encode and write one part of a slide's tiles; its shard appears whole.
 
     Args:
@@ -268,9 +288,10 @@ def cut_part(slide: Slide, job: SlideJob, chosen: Chosen, part: int, shards: Pat
         chosen: The part's tiles.
         part: Number of the part.
         shards: Folder of the shards.
+        total: Tiles of all parts.
 
     Raises:
-        UnusableSlide: If more than 1 % of the tiles cannot be read.
+        UnusableSlide: If more than 1 % of the slide's tiles cannot be read, or the disk does not give them.
         EosinError: If the disk is full or not writable.
     """
     path = shards / shard_name(job, part)
@@ -290,9 +311,10 @@ def cut_part(slide: Slide, job: SlideJob, chosen: Chosen, part: int, shards: Pat
                 raise InterruptedSlide(f"cannot be read any further ({error.strerror or error})") from None
             except UnusableSlide as error:
                 damaged.append(f"{name}: {error}")
-                if len(damaged) > _DAMAGED_SHARE * len(chosen):
-                    told = f"{len(damaged)} of the first {row + 1} tiles are unreadable ({error})"
-                    raise UnusableSlide(told) from None
+                if too_damaged(len(damaged), total):
+                    raise UnusableSlide(
+                        f"more than {_DAMAGED_SHARE:.0%} of its tiles are unreadable ({error})"
+                    ) from None
                 continue
             writer.add(
                 encode(pixels, job),

@@ -34,7 +34,7 @@ from eosin.core.files import DirectoryLock, atomic_file, storage_errors, writabl
 from eosin.data.shards import MANIFEST_SCHEMA, in_shard, write_index
 from eosin.slides import UnusableSlide
 from eosin.tiling.config import TilingConfig
-from eosin.tiling.cut import CutPart, Plan
+from eosin.tiling.cut import CutPart, Plan, too_damaged
 from eosin.tiling.identity import file_identity, file_state
 from eosin.tiling.jobs import SlideJob
 
@@ -152,7 +152,8 @@ class Records:
         """Make a slide part of the store, at once; all its shards must be written.
 
         Raises:
-            UnusableSlide: If its file changed since it was planned: its tiles may be of two files.
+            UnusableSlide: If its file changed since it was planned, so that its tiles may be of two files, or too many
+                are unreadable.
             StorageError: If it cannot be written.
             OSError: If the slide's file is gone.
         """
@@ -161,6 +162,8 @@ class Records:
         damaged = [line for part in parts for line in part.damaged]
         tables = [in_shard(part.manifest, number) for number, part in enumerate(parts)]
         tiles = sum(map(len, tables))
+        if too_damaged(len(damaged), tiles + len(damaged)):
+            raise UnusableSlide(f"{len(damaged):,} of its tiles are unreadable (first {damaged[0]})")
         record = {
             "slide": job.name,
             "key": job.key,

@@ -92,8 +92,9 @@ class Schedule:
     def _continue(self, started: _Started, part: int) -> None:
         if self._started.get(started.job.key) is not started:
             return
-        chosen = started.plan.chosen.part(*started.bounds[part : part + 2])
-        self._submit((started.job, part), continue_slide, started.job, self._out, chosen, part)
+        every = started.plan.chosen
+        chosen = every.part(*started.bounds[part : part + 2])
+        self._submit((started.job, part), continue_slide, started.job, self._out, chosen, part, len(every))
 
     def _take(self, job: SlideJob, part: int | None, result: Any) -> None:
         if part is not None and job.key not in self._started:

@@ -41,7 +41,7 @@ def begin_slide(job: SlideJob, out: Path) -> tuple[Plan, list[CutPart]]:
         plan = dataclasses.replace(plan_slide(slide, job, out / "previews"), seen=seen)
         parts = []
         if len(job.config.parts(len(plan.chosen))) == 2:
-            parts.append(cut_part(slide, job, plan.chosen, 0, out / "shards"))
+            parts.append(cut_part(slide, job, plan.chosen, 0, out / "shards", len(plan.chosen)))
         return plan, parts
     except OSError as error:
         raise _unreadable(job, error) from None
@@ -49,15 +49,15 @@ def begin_slide(job: SlideJob, out: Path) -> tuple[Plan, list[CutPart]]:
         _let_go()
 
 
-def continue_slide(job: SlideJob, out: Path, chosen: Chosen, part: int) -> CutPart:
-    """Cut a part of a planned slide.
+def continue_slide(job: SlideJob, out: Path, chosen: Chosen, part: int, total: int) -> CutPart:
+    """Cut a part of a planned slide of so many tiles in total.
 
     Raises:
         UnusableSlide: If it cannot be read.
         EosinError: If the output cannot be written.
     """
     try:
-        return cut_part(_opened(job), job, chosen, part, out / "shards")
+        return cut_part(_opened(job), job, chosen, part, out / "shards", total)
     except OSError as error:
         _let_go()
         raise _unreadable(job, error) from None
