@@ -1,5 +1,6 @@
 """Files: whole or absent, on errors and on a full disk; locks."""
 
+import errno
 import json
 import os
 import signal
@@ -155,3 +156,12 @@ def test_json_line_is_one_line(tmp_path):
     append_json_line(tmp_path / "a", {"text": "a\nb é"})
     (line,) = (tmp_path / "a").read_text().splitlines()
     assert json.loads(line) == {"text": "a\nb é"}
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def refuse(file, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("eosin.core.files.fcntl.flock", refuse)
+    with pytest.raises(EosinError, match=r"keeps no locks \(Function not implemented\); mount it with them"):
+        DirectoryLock(tmp_path).__enter__()

@@ -353,6 +353,21 @@ def test_openslide_levels_of_uneven_ratio_are_not_shifted(tmp_path):
         assert_ramp(slide.thumbnail(0.7), slide, 0, 0, 0.7, 1.52)
 
 
+def test_after_a_damaged_place_openslide_reads_others(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (448, 512, 3), np.uint8)
+    path = write_levels(tmp_path / "s.tif", [pixels], compression="zlib", tile=(128, 128))
+    with tifffile.TiffFile(path) as tif:
+        offset, count = tif.pages.first.dataoffsets[5], tif.pages.first.databytecounts[5]
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(b"\xff" * count)
+    slide = OpenSlideSlide(path, 1 << 24)
+    with pytest.raises(UnusableSlide, match="OpenSlide cannot read it"):
+        slide.read(0, 128, 128, 128, 128)
+    np.testing.assert_array_equal(slide.read(0, 256, 128, 128, 128), pixels[128:256, 256:384])
+    slide.close()
+
+
 def test_a_slide_is_not_pickled(ramp_slide):
     with pytest.raises(TypeError, match="open it in each process"):
         pickle.dumps(ramp_slide)

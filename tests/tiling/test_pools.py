@@ -96,3 +96,36 @@ def test_ray_without_a_cluster_says_so() -> None:
     pytest.importorskip("ray")
     with pytest.raises(EosinError, match="--ray auto: no cluster answers"):
         RayPool("auto")
+
+
+def test_each_process_computes_with_one_thread() -> None:
+    """However many the process that starts them has: there is one process a core."""
+    code = """
+from eosin.tiling.pools import LocalPool, closing
+import threadpoolctl
+import os
+if __name__ == "__main__":
+    with closing(LocalPool(1)) as pool:
+        pool.submit(0, threadpoolctl.threadpool_info)
+        print([library["num_threads"] for library in pool.next()[1]], os.environ["OMP_NUM_THREADS"])
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "4"},
+        timeout=60,
+    )
+    counts, own = ran.stdout.strip().rsplit(" ", 1)
+    assert set(counts.strip("[]").split(", ")) == {"1"}, ran.stderr
+    assert own == "4"
+
+
+def test_a_process_that_hangs_is_ended() -> None:
+    with closing(LocalPool(1, patience=1)) as pool:
+        pool.submit("hangs", time.sleep, 600.0)
+        tag, result = pool.next()
+        assert (tag, type(result)) == ("hangs", ProcessDied)
+        pool.submit("after", double, 21)
+        time.sleep(1.2)
+        assert pool.next() == ("after", 42)

@@ -23,6 +23,7 @@ from eosin.core.files import DirectoryLock
 from eosin.data import open_tiles
 from eosin.tiling import Extras, TilingConfig, parse_shard, tile_slides
 from eosin.tiling.config import TilingConfig as Config
+from eosin.tiling.coordinates import Coordinates, write_coordinates
 
 WriteSlide = Callable[..., Path]
 Pattern = Callable[[int, int, int, int], np.ndarray]
@@ -334,6 +335,22 @@ def test_masks_and_regions(tmp_path: Path, write: WriteSlide) -> None:
     (tmp_path / "regions/s.geojson").write_text(json.dumps(region))
     with pytest.raises(EosinError, match="none of the 1 slides has a tile"):
         tile_slides([tmp_path / "slides"], tmp_path / "roi", CONFIG, extras=Extras(regions=tmp_path / "regions"))
+
+
+def test_a_damaged_file_of_coordinates_concerns_its_slide_alone(tmp_path: Path, write: WriteSlide) -> None:
+    pytest.importorskip("h5py")
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    corners = np.array([[0, 0], [64, 32]])
+    for name in ("a", "b", "c"):
+        write(tmp_path / f"slides/{name}.tiff")
+        x, y = (corners[[0, 1, 0]] if name == "c" else corners).T
+        write_coordinates(lists / f"{name}.h5", Coordinates(x, y, 128.0, 128.0, 128, "clam"), kind="clam", name=name)
+    (lists / "a.h5").write_bytes(b"not HDF5")
+    summary = tile_slides([tmp_path / "slides"], tmp_path / "out", CONFIG, extras=Extras(coordinates=lists))
+    assert [record["tiles"] for record in summary.records] == [0, 2, 0]
+    assert "not a readable H5 file" in summary.records[0]["reason"]
+    assert "lists a tile twice" in summary.records[2]["reason"]
 
 
 def test_ray_gives_the_same_store(tmp_path: Path, slides: Path) -> None:
