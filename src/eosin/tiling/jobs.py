@@ -6,8 +6,9 @@ import csv
 import dataclasses
 import hashlib
 import math
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -113,13 +114,10 @@ def make_jobs(found: Sequence[FoundSlide], config: TilingConfig, extras: Extras)
         other = keys.setdefault(job.key, job.name)
         if other != job.name:
             raise EosinError(f"{job.path}: its name and that of '{other}' give the same file names; rename one")
+    remarks += _without(found, files["mask"], extras.masks, "masks")
+    remarks += _without(found, files["regions"], extras.regions, "regions")
+    remarks += _without(found, files["coordinates"], extras.coordinates, "coordinates")
     if extras.coordinates is not None:
-        without = [job.name for job in jobs if job.coordinates is None]
-        if without:
-            remarks.append(
-                f"{extras.coordinates}: no coordinates for {len(without):,} slides, which are left out "
-                f"(first '{without[0]}')"
-            )
         jobs = [job for job in jobs if job.coordinates is not None]
     return jobs, remarks
 
@@ -132,7 +130,8 @@ def renamed(job: SlideJob, name: str) -> SlideJob:
 def _called(slide: FoundSlide) -> list[str]:
     """Return what a table or a file may call a slide, the most exact first."""
     name = PurePosixPath(slide.name)
-    return list(dict.fromkeys([slide.name, str(name.with_name(slide.path.name)), slide.path.name, name.name]))
+    paths = [str(slide.path), os.path.abspath(slide.path)]  # noqa: PTH100 (links stay as they are)
+    return list(dict.fromkeys([slide.name, str(name.with_name(slide.path.name)), slide.path.name, name.name, *paths]))
 
 
 class _Names:
@@ -160,20 +159,9 @@ class _Names:
 
 def _table(path: Path, column: str, found: Sequence[FoundSlide], remarks: list[str]) -> dict[str, str]:
     """Read a CSV of slide and one more column; empty cells are left out."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            present = list(reader.fieldnames or ())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise EosinError(f"{path}: not a readable CSV ({reason})") from None
-    for wanted in ("slide", column):
-        if wanted not in present:
-            raise EosinError(f"{path}: no column '{wanted}'; its columns: {', '.join(present) or 'none'}")
+    rows = _rows(path, column)
     names, values, unknown = _Names(found), dict[str, str](), list[str]()
-    for number, row in enumerate(rows, start=1):
-        called, value = (row["slide"] or "").strip(), (row[column] or "").strip()
+    for number, (called, value) in enumerate(rows, start=1):
         if not called or not value:
             continue
         slide = names.find(called, f"{path}: row {number}")
@@ -181,9 +169,44 @@ def _table(path: Path, column: str, found: Sequence[FoundSlide], remarks: list[s
             unknown.append(called)
         elif values.setdefault(slide, value) != value:
             raise EosinError(f"{path}: row {number} gives '{called}' a second {column}; keep one")
+    if not values and not unknown:
+        raise EosinError(f"{path}: no row has both a slide and its {column}; fill in the table")
     if unknown:
-        remarks.append(f"{path}: {len(unknown):,} rows name no slide given (first '{unknown[0]}')")
+        remarks.append(
+            f"{path}: {len(unknown):,} rows name no slide given (first '{unknown[0]}'; write '{found[0].name}')"
+        )
     return values
+
+
+def _rows(path: Path, column: str) -> list[tuple[str, str]]:
+    """Return the cells of the columns slide and `column`; capitals and spaces around names do not matter.
+
+    Raises:
+        EosinError: If the file cannot be read, or lacks one of them.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file, strict=True))
+    except UnicodeDecodeError:
+        raise EosinError(f"{path}: not a readable CSV (its text is not UTF-8); save it as CSV UTF-8") from None
+    except (OSError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise EosinError(f"{path}: not a readable CSV ({reason})") from None
+    present = [name.strip() for name in rows[0]] if rows else []
+    places = []
+    for wanted in ("slide", column):
+        fitting = [place for place, name in enumerate(present) if name.lower() == wanted]
+        if not fitting:
+            parted = len(present) == 1 and re.search(r"[;\t|]", present[0])
+            fix = "; part them by commas, and write numbers with a point" if parted else ""
+            columns = ", ".join(map(repr, present)) or "none"
+            raise EosinError(f"{path}: no column '{wanted}'; its columns: {columns}{fix}")
+        places.append(fitting[0])
+    # A row may be shorter than the header.
+    return [
+        (cells[places[0]].strip(), cells[places[1]].strip())
+        for cells in ([*row, *[""] * len(present)] for row in rows[1:])
+    ]
 
 
 def _mpp(found: Sequence[FoundSlide], given: str | None, remarks: list[str]) -> tuple[float | None, dict[str, float]]:
@@ -193,14 +216,14 @@ def _mpp(found: Sequence[FoundSlide], given: str | None, remarks: list[str]) -> 
     if not given.lower().endswith(".csv"):
         return _number(given, "--source-mpp"), {}
     table = _table(Path(given), "mpp", found, remarks)
-    return None, {name: _number(value, f"{given}: mpp of '{name}'") for name, value in table.items()}
+    return None, {name: _number(value, f"{given}: mpp of '{name}'", "") for name, value in table.items()}
 
 
-def _number(text: str, where: str) -> float:
+def _number(text: str, where: str, else_a: str = " nor a .csv of slide,mpp") -> float:
     try:
         value = float(text)
     except ValueError:
-        raise EosinError(f"{where}: '{text}' is neither a number nor a .csv of slide,mpp") from None
+        raise EosinError(f"{where}: '{text}' is {'neither' if else_a else 'not'} a number{else_a}") from None
     if not (math.isfinite(value) and 0.05 <= value <= 20):
         raise EosinError(f"{where}: {text} µm/px is not between 0.05 and 20")
     return value
@@ -256,5 +279,24 @@ def _files(
         else:
             chosen[slides[0]] = path
     if unknown:
-        remarks.append(f"{given}: {len(unknown):,} files fit no slide given (first '{unknown[0]}')")
+        remarks.append(
+            f"{given}: {len(unknown):,} files fit no slide given (first '{unknown[0]}'; "
+            f"call it '{found[0].name}{suffixes[0]}')"
+        )
     return chosen
+
+
+# What becomes of a slide without a file of its own.
+_WITHOUT = {
+    "masks": "whose tissue is sought as without --masks",
+    "regions": "which are cut wherever they have tissue",
+    "coordinates": "which are left out",
+}
+
+
+def _without(found: Sequence[FoundSlide], chosen: Mapping[str, Path], given: Path | None, what: str) -> list[str]:
+    """Say that slides have no file in a folder given, and what follows from it."""
+    without = [slide.name for slide in found if slide.name not in chosen]
+    if given is None or not without:
+        return []
+    return [f"{given}: no {what} for {len(without):,} slides, {_WITHOUT[what]} (first '{without[0]}')"]
