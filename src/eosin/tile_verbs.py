@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from eosin.arguments import output, say
+from eosin.core.server import start_server
 
 __all__ = ["data_describe", "data_export", "tile"]
 
@@ -64,6 +65,9 @@ def tile(
         shard: i/n, counted from 0: do this part of the slides, for job arrays that share OUT.
         ray: Address of a Ray cluster to use instead, auto for the one that runs here, or local to start one.
     """
+    if ray is None:
+        # It imports what cuts slides while this process does.
+        start_server("eosin.tiling.cut")
     from eosin.tiling import Extras, TilingConfig, parse_shard, slide_table, tile_slides
 
     tissue = {"mpp": tissue_mpp, "smallest_tissue": smallest_tissue, "smallest_hole": smallest_hole}

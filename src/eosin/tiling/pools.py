@@ -16,10 +16,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import forkserver
 from typing import Any, Protocol
 
 from eosin.core.errors import EosinError
+from eosin.core.server import start_server
 
 __all__ = ["PATIENCE", "LocalPool", "Pool", "ProcessDied", "RayPool"]
 
@@ -48,23 +48,6 @@ class Pool(Protocol):
 
 PATIENCE = 3600
 """Seconds after which a process that has not finished a task, of a minute or so, is ended: its slide hangs."""
-
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let a process that is started here, and those it starts, compute with one thread each: there is one a core."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _limited(patience: int, task: Task, *arguments: Any) -> Any:
@@ -105,11 +88,7 @@ class LocalPool:
         self._executor = self._start()
 
     def _start(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["eosin.tiling.cut"])
-        # The libraries count their threads when they are loaded, which is there.
-        with _one_thread():
-            forkserver.ensure_running()
+        context = start_server("eosin.tiling.cut")
         return ProcessPoolExecutor(self.size, mp_context=context, initializer=_prepare)
 
     def submit(self, tag: Any, task: Task, *arguments: Any) -> None:
