@@ -18,6 +18,8 @@ __all__ = ["TilingProgress", "slide_table"]
 
 # More rows than this scroll away unread.
 _ROWS = 40
+# Columns of a terminal on which the whole line has room.
+_WIDE = 80
 
 
 class TilingProgress:
@@ -38,12 +40,11 @@ class TilingProgress:
         self._bytes = 0
         self._started = time.monotonic()
         self._weight = {job.key: _bytes(job) for job in missing}
+        self._left: dict[str, float] = dict(self._weight)
+        # Where the line has no room, the slides and the time left matter most.
+        bar = [BarColumn(bar_width=12)] if console.width >= _WIDE else []
         self._progress = Progress(
-            BarColumn(bar_width=12),
-            TextColumn("{task.fields[told]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=console,
+            *bar, TextColumn("{task.fields[told]}"), TimeRemainingColumn(), TextColumn("left"), console=console
         )
         self._task = self._progress.add_task("tiling", total=sum(self._weight.values()), told="")
 
@@ -56,18 +57,21 @@ class TilingProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._total:
+            self._progress.stop()
 
     def advance(self, job: SlideJob, share: float, tiles: int, size: int) -> None:
         """Count a share of a slide, its tiles and their bytes."""
         self._tiles += tiles
         self._bytes += size
-        self._progress.advance(self._task, share * self._weight.get(job.key, 0))
+        self._weigh(job.key, share * self._weight.get(job.key, 0))
         self._update()
 
     def ended(self, record: dict[str, Any]) -> None:
         """Count a slide, and say so above the line if it has no tile, or lacks some."""
         self.slides += 1
+        # Of a slide without tiles nothing was counted.
+        self._weigh(record["key"], self._left.get(record["key"], 0))
         damaged = record.get("damaged", [])
         if damaged:
             self.damaged += len(damaged)
@@ -78,12 +82,19 @@ class TilingProgress:
             console.print(f"[yellow]{escape(record['slide'])}[/yellow]: {escape(record['reason'])}")
         self._update()
 
+    def _weigh(self, key: str, weight: float) -> None:
+        self._left[key] = self._left.get(key, 0) - weight
+        self._progress.advance(self._task, weight)
+
     def _update(self) -> None:
         rate = self._tiles / max(1e-9, time.monotonic() - self._started)
+        wide = console.width >= _WIDE
         told = f"{self.slides:,}/{self._total:,} slides"
-        if self._failed:
+        if self._failed and wide:
             told += f" ({self._failed:,} without tiles)"
-        told += f"  {self._tiles:,} tiles  {rate:,.0f}/s  {self._bytes / 1e9:.2f} GB"
+        told += f"  {self._tiles:,} tiles  {rate:,.0f}/s"
+        if wide:
+            told += f"  {self._bytes / 1e9:.2f} GB"
         self._progress.update(self._task, told=told)
 
 
