@@ -155,3 +155,22 @@ def test_what_is_no_slide_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.svs")
     with pytest.raises(EosinError, match="neither"):
         find_slides([tmp_path / "pipe.svs"])
+
+
+@pytest.mark.parametrize("name", ["new\nline.svs", "a\tb.svs", "\x1b[31mred.svs", "line\u2028separator.svs"])
+def test_names_that_break_lines_or_command_terminals_are_told(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "no-break\u00a0space \u3000.svs").write_bytes(b"x")
+    remarks = []
+    assert [slide.name for slide in find_slides([tmp_path], remark=remarks.append)] == ["no-break\u00a0space \u3000"]
+    assert len(remarks) == 1
+    assert remarks[0].isprintable()
+    assert remarks[0].endswith("is in the name; left out; rename it")
+
+
+def test_a_pipe_is_told(tmp_path):
+    (tmp_path / "a.svs").write_bytes(b"x")
+    os.mkfifo(tmp_path / "pipe.svs")
+    remarks = []
+    assert len(find_slides([tmp_path], remark=remarks.append)) == 1
+    assert remarks == [f"{tmp_path / 'pipe.svs'}: a pipe, socket or device; left out"]

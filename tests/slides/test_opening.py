@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from unittest.mock import Mock
@@ -100,11 +102,36 @@ def test_the_dpi_of_a_photograph_are_no_scale(tmp_path):
 
 def test_too_many_pixels_to_decode_at_once(tmp_path, monkeypatch):
     Image.new("RGB", (300, 200)).save(tmp_path / "a.png")
-    monkeypatch.setattr(plain_module, "MAXIMUM_PIXELS", 50_000)
+    monkeypatch.setattr(plain_module, "MAXIMUM_BYTES", 4 * 50_000)
     assert "more than the 50,000 px that can be decoded at once; save it as a tiled TIFF" in reason(tmp_path / "a.png")
-    monkeypatch.setattr(tiff_decode, "MAXIMUM_PIXELS", 50_000)
+    monkeypatch.setattr(tiff_decode, "MAXIMUM_BYTES", 4 * 50_000)
     path = write_tiff(tmp_path / "b.tif", tile=None, rowsperstrip=500, compression="lzw")
     assert "stored in one piece of 600 × 500 px" in reason(path)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "I;16", "RGB", "P"])
+def test_a_plain_image_is_kept_once(tmp_path, mode):
+    """36 megapixels of at most 4 bytes: a second copy, as an earlier conversion made, would take as much again."""
+    pixels = Image.effect_noise((6000, 100), 60).resize((6000, 6000))
+    if mode == "I;16":
+        pixels = Image.fromarray(np.asarray(pixels).astype(np.uint16) * 257)
+    pixels = pixels if mode == "I;16" else pixels.convert(mode)
+    pixels.save(tmp_path / "a.png", compress_level=1)
+    code = """
+import sys
+from eosin.slides import open_slide
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+
+with open_slide(sys.argv[1], source_mpp=0.5) as slide:
+    before = peak()
+    slide.read(0, 0, 0.5, 100, 100)
+    slide.thumbnail(8.0)
+    print(peak() - before)
+"""
+    ran = subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], capture_output=True, text=True, check=True)
+    assert int(ran.stdout) < 36e6 * 4 + 60e6
 
 
 def test_files_that_are_no_slides(tmp_path):

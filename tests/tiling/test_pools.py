@@ -98,6 +98,27 @@ def test_ray_without_a_cluster_says_so() -> None:
         RayPool("auto")
 
 
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("127.0.0.1:1", r"--ray 127.0.0.1:1: no cluster answers \(Connection refused\)"),
+        ("ray://127.0.0.1:1", "no cluster answers"),
+        ("127.0.0.1:99999", "no cluster answers"),
+        ("head-node", "write HOST:PORT"),
+        ("", "write HOST:PORT"),
+    ],
+)
+def test_ray_where_no_cluster_listens_says_so_at_once(
+    address: str, told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray")
+    started = time.monotonic()
+    with pytest.raises(EosinError, match=told):
+        RayPool(address)
+    assert time.monotonic() - started < 20
+    assert capfd.readouterr() == ("", "")
+
+
 def test_each_process_computes_with_one_thread() -> None:
     """However many the process that starts them has: there is one process a core."""
     code = """

@@ -10,10 +10,11 @@ from eosin.slides.levels import Level
 from eosin.slides.mpp import Scale
 from eosin.slides.resample import UInt8Array
 
-__all__ = ["MAXIMUM_PIXELS", "Backend", "TileCache"]
+__all__ = ["MAXIMUM_BYTES", "Backend", "TileCache"]
 
-MAXIMUM_PIXELS = 1 << 28
-"""Most pixels (16,384 × 16,384; 0.8 GB) of an image, or a strip of one, that can only be decoded as a whole."""
+MAXIMUM_BYTES = 1 << 30
+"""Most memory that it may take to decode an image, or a strip of one, that can only be decoded as a whole. With all
+else a process stays below 1.5 GB."""
 
 
 class Backend(Protocol):

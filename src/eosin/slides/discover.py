@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ _SERIES = re.compile(
     rb"\x20\x00\x0d\x00(?:UI..|..\x00\x00)[0-9.\x00 ]{0,64}\x20\x00\x0e\x00(?:UI..|..\x00\x00)([0-9.]{1,64})", re.DOTALL
 )
 _DICOM_HEADER = 1 << 16
+
+# Unicode's categories of control characters, line and paragraph separators.
+_UNPRINTED = ("Cc", "Zl", "Zp")
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,8 @@ class _Walk:
                 found.append(_Entry(self.root, name, item.is_symlink()))
             elif item.is_symlink():
                 self.remark(f"{self.root / name}: a link to nothing; left out")
+            else:
+                self.remark(f"{self.root / name}: a pipe, socket or device; left out")
         folders += reversed(below)
         return _without_parts(found)
 
@@ -235,6 +241,10 @@ def _has_text_name(entry: _Entry, remark: Callable[[str], None]) -> bool:
         str(entry.path.resolve()).encode()
     except UnicodeEncodeError:
         remark(f"{str(entry.path)!r}: the file name is not UTF-8; left out; rename the file")
+        return False
+    if any(unicodedata.category(letter) in _UNPRINTED for letter in entry.relative):
+        # It would break tables, messages and the captions of pictures, and may command the terminal.
+        remark(f"{str(entry.path)!r}: a control character, such as a line break, is in the name; left out; rename it")
         return False
     return True
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eosin.slides.backend import MAXIMUM_PIXELS
+from eosin.slides.backend import MAXIMUM_BYTES
 from eosin.slides.errors import UnusableSlide
 from eosin.slides.levels import Level
 from eosin.slides.mpp import Reading, Scale, choose_scale
@@ -20,13 +20,13 @@ _ROWS = 512
 
 
 class PlainSlide:
-    """A PNG, JPEG, BMP, JPEG 2000 or such: decoded whole at the first read, and kept at 4 bytes per pixel.
+    """A PNG, JPEG, BMP, JPEG 2000 or such: decoded whole at the first read, and kept as it is stored.
 
     Args:
         path: The file.
 
     Raises:
-        UnusableSlide: If it is no image, or has more pixels than `MAXIMUM_PIXELS`.
+        UnusableSlide: If it is no image, or takes more than `MAXIMUM_BYTES` to decode.
     """
 
     format = "plain"
@@ -43,11 +43,12 @@ class PlainSlide:
         except Exception as error:
             raise UnusableSlide(_reason(error)) from None
         width, height = self._image.size
-        if width * height > MAXIMUM_PIXELS:
+        most = MAXIMUM_BYTES // _bytes_a_pixel(self._image)
+        if width * height > most:
             self._image.close()
             raise UnusableSlide(
-                f"a plain image of {width:,} × {height:,} px, more than the {MAXIMUM_PIXELS:,} px that can be decoded "
-                "at once; save it as a tiled TIFF"
+                f"a plain image of {width:,} × {height:,} px, more than the {most:,} px that can be decoded at once; "
+                "save it as a tiled TIFF"
             )
         self.levels: tuple[Level, ...] = (Level(width, height, (1.0, 1.0)),)
         self.scale: Scale = choose_scale([_dpi(self._image)])
@@ -59,13 +60,13 @@ class PlainSlide:
             raise ValueError("the slide is closed")
         if not self._decoded:
             try:
-                self._image = _rgb(self._image)
-            except UnusableSlide:
-                raise
+                self._image.load()
             except Exception as error:
                 raise UnusableSlide(_reason(error)) from None
+            _check_range(self._image)
             self._decoded = True
-        return np.array(self._image.crop((x, y, x + width, y + height)))
+        # Converted by regions: a second image of that size might not fit into memory.
+        return np.array(_rgb(self._image.crop((x, y, x + width, y + height))))
 
     def keep(self, level: int) -> None:
         """The image is kept whole."""
@@ -99,19 +100,34 @@ def _opened(path: Path) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = limit
 
 
+def _bytes_a_pixel(image: Image.Image) -> int:
+    """Return what Pillow takes to decode an image, in bytes per pixel."""
+    kept = 2 if image.mode.startswith("I;16") else 1 if image.mode in ("1", "L", "P") else 4
+    if image.format == "JPEG2000":
+        # OpenJPEG decodes a whole image to 32 bits a channel, twice.
+        return kept + 16
+    if image.info.get("progressive"):
+        # All coefficients, of 16 bits a channel, are kept until the last scan.
+        return kept + 6
+    return kept
+
+
+def _check_range(image: Image.Image) -> None:
+    if image.mode == "F":
+        raise UnusableSlide("floating-point pixels; save it with 8 or 16 bits per channel")
+    if image.mode == "I":
+        values = np.ravel(image.getextrema())
+        if values.min() < 0 or values.max() > 65535:
+            raise UnusableSlide("32-bit pixels; save it with 8 or 16 bits per channel")
+
+
 def _rgb(image: Image.Image) -> Image.Image:
-    """Decode to RGB: grey and palettes expanded, transparency over white, of 16 bits the upper 8."""
-    image.load()
+    """Convert to RGB: grey and palettes expanded, transparency over white, of 16 bits the upper 8."""
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         pixels = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), pixels).convert("RGB")
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise UnusableSlide("32-bit pixels; save it with 8 or 16 bits per channel")
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise UnusableSlide("floating-point pixels; save it with 8 or 16 bits per channel")
+        return Image.fromarray((np.asarray(image).astype(np.int32) >> 8).astype(np.uint8)).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from eosin.slides.backend import MAXIMUM_PIXELS
+from eosin.slides.backend import MAXIMUM_BYTES
 from eosin.slides.errors import InterruptedSlide, UnusableSlide
 from eosin.slides.resample import UInt8Array
 
@@ -86,10 +86,12 @@ class Pixels:
         self._planes = len(pages) if len(pages) > 1 else 1 if page.planarconfig == _CONTIGUOUS else page.samplesperpixel
         if len(self._offsets) != self.columns * self.rows * self._planes or len(self._counts) != len(self._offsets):
             raise UnusableSlide("its list of tiles is damaged: copy the file again")
-        if self.tile_width * self.tile_height > MAXIMUM_PIXELS:
+        # As stored, which may be hardly less, and decoded.
+        most = MAXIMUM_BYTES // (2 * page.samplesperpixel * (1 if page.bitspersample == 8 else 2))
+        if self.tile_width * self.tile_height > most:
             raise UnusableSlide(
-                f"stored in one piece of {self.tile_width} × {self.tile_height} px, more than the {MAXIMUM_PIXELS:,} "
-                "px that can be decoded at once; save it as a tiled TIFF"
+                f"stored in one piece of {self.tile_width} × {self.tile_height} px, more than the {most:,} px that can "
+                "be decoded at once; save it as a tiled TIFF"
             )
         # Read now: tifffile closes the file.
         self._tables: bytes | None = page.jpegtables
@@ -288,7 +290,7 @@ class Pixels:
         if self._colors is not None:
             return np.ascontiguousarray(self._colors.T[samples[..., 0]].astype(np.uint8))
         if samples.dtype != np.uint8:
-            samples = (samples >> (page.bitspersample - 8)).astype(np.uint8)
+            samples = _upper_bits(samples, page.bitspersample)
         if page.compression == _APERIO_YCBCR:
             samples = _from_ycbcr(samples)
         if page.photometric == _WHITE_IS_ZERO:
@@ -321,6 +323,15 @@ def _subsampled(stream: bytes) -> bool:
 def _damaged(row: int, column: int, error: Exception) -> str:
     reason = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
     return f"a source tile is damaged (row {row + 1}, column {column + 1}: {reason}); copy the file again"
+
+
+def _upper_bits(samples: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
+    """Return the upper 8 of the bits of 16-bit samples."""
+    if bits < 16 or samples.dtype.itemsize != 2 or not samples.flags.c_contiguous:
+        return (samples >> (bits - 8)).astype(np.uint8)
+    # A view of the upper bytes: a large strip is not copied once more.
+    little = samples.dtype.newbyteorder("<") == samples.dtype
+    return samples.view(np.uint8).reshape(*samples.shape, 2)[..., 1 if little else 0]
 
 
 def _over_white(samples: npt.NDArray[np.uint8], kinds: tuple[int, ...]) -> UInt8Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from eosin.core.config import Config
 from eosin.slides import TissueConfig
@@ -44,11 +44,13 @@ class TilingConfig(Config):
             raise ValueError("a µm/px is given twice")
         return tuple(sorted(values))
 
-    @model_validator(mode="after")
-    def _gaps(self) -> TilingConfig:
-        if self.stride is not None and self.stride > 64 * self.size:
-            raise ValueError(f"stride {self.stride} leaves out nearly everything; tiles are {self.size} px wide")
-        return self
+    @field_validator("stride")
+    @classmethod
+    def _gaps(cls, stride: int | None, info: ValidationInfo) -> int | None:
+        size = info.data.get("size")
+        if stride is not None and size is not None and stride > 64 * size:
+            raise ValueError(f"{stride} px leave out nearly everything; tiles are {size} px wide")
+        return stride
 
     def parts(self, tiles: int) -> list[int]:
         """Divide a slide's tiles among processes: the first tile of each part, and the end.

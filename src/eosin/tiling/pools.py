@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -124,6 +125,24 @@ class LocalPool:
                 process.kill()
 
 
+def _knock(address: str) -> None:
+    """Make sure that something listens: Ray itself would wait for minutes, and complain in a language of its own.
+
+    Raises:
+        EosinError: If nothing does, or the address is none.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise EosinError(f"--ray {address}: write HOST:PORT, such as head-node:6379, or auto, or local")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise EosinError(
+            f"--ray {address}: no cluster answers ({reason}); see `ray status` on its head node, or leave out --ray"
+        ) from None
+
+
 class RayPool:
     """A Ray cluster whose hosts all see the slides and the output directory under the same paths.
 
@@ -140,6 +159,8 @@ class RayPool:
         except ImportError:
             raise EosinError("--ray: Ray is not installed; pip install 'eosin[ray]'") from None
         self._ray = ray
+        if address not in ("auto", "local"):
+            _knock(address)
         try:
             ray.init(
                 address=None if address == "local" else address,

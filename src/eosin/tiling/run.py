@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -122,7 +124,7 @@ def tile_slides(
     if processes is not None and processes < 1:
         raise EosinError(f"--jobs {processes}: give at least 1")
     records = Records(out)
-    with _held(out, shard):
+    with _held(out, shard), _stopped_alike():
         records.agree(config)
         done, failed = records.done(), records.failed()
         jobs = _under_known_names(jobs, failed | done)
@@ -171,6 +173,23 @@ def tile_slides(
         left=sum(job.name not in known for job in jobs),
         damaged=progress.damaged,
     )
+
+
+@contextmanager
+def _stopped_alike() -> Iterator[None]:
+    """Let SIGTERM, which schedulers send when a job's time is over, end a run as tidily as Ctrl-C."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _cores() -> int:
