@@ -105,6 +105,14 @@ def test_a_run_stopped_while_it_replaces_a_slide_leaves_a_store(
     assert set(open_tiles(out).slide) == {"one", "two", "three"}
 
 
+def test_a_slide_replaced_by_a_broken_one_leaves_what_a_first_run_would(tmp_path: Path, slides: Path) -> None:
+    tile_slides([slides], tmp_path / "out", CONFIG)
+    (slides / "two.tiff").write_bytes(b"broken")
+    assert len(tile_slides([slides], tmp_path / "out", CONFIG).without_tiles) == 1
+    tile_slides([slides], tmp_path / "first", CONFIG)
+    assert files(tmp_path / "out") == files(tmp_path / "first")
+
+
 def test_tiles_that_were_removed_or_damaged_are_cut_again(
     tmp_path: Path, slides: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,7 +201,7 @@ def test_a_removed_slide_is_taken_out_as_the_warning_says(
     assert "first 'two'); they are kept; to take one out, remove its file" in capsys.readouterr().err
     (out / f"slides/{key}.json").unlink()
     assert tile_slides([slides], out, CONFIG).tiles == 2 * 48
-    assert not list(out.rglob(f"{key}*.arrow"))
+    assert not list(out.rglob(f"{key}*"))
     assert len(open_tiles(out)) == 2 * 48
 
 
@@ -338,7 +346,14 @@ def test_few_damaged_tiles_are_few_of_the_slide_not_of_its_part(
 
 def test_damaged_tiles_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with TilingProgress([], 0) as progress:
-        progress.ended({"slide": "two", "tiles": 198, "damaged": ["two/0.5/x0_y0: torn", "two/0.5/x9_y0: torn"]})
+        progress.ended(
+            {
+                "slide": "two",
+                "key": "two-12345678",
+                "tiles": 198,
+                "damaged": ["two/0.5/x0_y0: torn", "two/0.5/x9_y0: torn"],
+            }
+        )
     assert progress.damaged == 2
     told = " ".join(capsys.readouterr().err.split())
     assert "two: 2 of 200 tiles are unreadable (first two/0.5/x0_y0: torn)" in told

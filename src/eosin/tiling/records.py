@@ -222,6 +222,8 @@ class Records:
             if any(f"{entry['file'].rpartition('-')[0]}.json" not in records for entry in self._folded()["shards"]):
                 self.fold()
             keys = {job.key for job in jobs}
+            for key in keys:
+                (self.out / "previews" / f"{key}.png").unlink(missing_ok=True)
             for folder in ("slides", "shards"):
                 for name in _names(self.out / folder) if keys else ():
                     match = _PIECE.fullmatch(name)
@@ -233,19 +235,22 @@ class Records:
         (self.out / "failed" / f"{record['key']}.json").unlink(missing_ok=True)
 
     def sweep(self, jobs: Sequence[SlideJob] | None) -> None:
-        """Remove what a killed run left: shards that no record names, unfinished files, failures of slides now done.
+        """Remove what a killed run left: tiles and previews without a record, unfinished files, failures since mended.
 
         Args:
             jobs: Only what is left of these slides, where others are being cut by other jobs of an array; None for all.
         """
         ours = None if jobs is None else {job.key for job in jobs}
-        committed = {path.stem for path in (self.out / "slides").glob("*.json")}
+        committed, failed = ({path.stem for path in (self.out / name).glob("*.json")} for name in ("slides", "failed"))
+        known = committed | failed
         with storage_errors(self.out):
             for folder in ("slides", "shards", "failed", "previews"):
                 for name in _names(self.out / folder):
                     unfinished, piece = _UNFINISHED.fullmatch(name), _PIECE.fullmatch(name)
-                    key = unfinished[1] if unfinished else piece[1] if piece else name.removesuffix(".json")
-                    left = unfinished or (piece and key not in committed) or (folder == "failed" and key in committed)
+                    key = unfinished[1] if unfinished else piece[1] if piece else Path(name).stem
+                    left = unfinished or (piece and key not in committed)
+                    left = left or (folder == "failed" and key in committed)
+                    left = left or (folder == "previews" and key not in known)
                     if left and (ours is None or key in ours):
                         (self.out / folder / name).unlink(missing_ok=True)
 
