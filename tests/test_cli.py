@@ -151,6 +151,12 @@ def test_a_recipes_fields_are_listed_with_values_and_meanings(capsys):
         (["stain", "preview", "x", "--preset", "none", "--out", "y.jpg"], "y.jpg: give a file name that ends in .png, such as y.png"),
         (["stain", "preview", "x", "--preset", "none", "--out", "y.png", "--size", "0"], "--size 0: give a side from 8 to 1024 px"),
         (["stain", "preview", "x", "--preset", "none", "--statistics", "synthetic-lab", "--out", "y"], "preset none draws from none"),
+        (["tile", "", "--out", "y"], "eosin tile: a path is empty, as of a shell variable that is not set"),
+        (["tile", "x", "", "--out", "y"], "eosin tile: a path is empty"),
+        (["tile", "absent", "--out", "y", "--stride", "99999"], "field 'stride': 99999 px leave out nearly everything"),
+        (["tile", "absent", "--out", "y", "--shard", "2/2"], "--shard '2/2': write i/n"),
+        (["data", "describe", "", "--out", "y.html"], "the source of tiles is empty"),
+        (["data", "describe", "x", "--workers", "-1"], "--workers -1: give how many processes decode"),
         (["benchmark", "--encoders", "a", "--encoders", "b", "--tasks", "c", "--out", "y"], "--encoders is given twice"),
     ],
 )  # fmt: skip

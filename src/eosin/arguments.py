@@ -17,6 +17,7 @@ import shlex
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -99,6 +100,15 @@ def _repeatable(verb: Verb) -> set[str]:
     return {f"--{name.replace('_', '-')}" for name in marked if set(append) & set(typing.get_args(hints[name])[1:])}
 
 
+def _takes_paths(verb: Verb) -> bool:
+    """Whether words that are no options are paths."""
+    hints = typing.get_type_hints(verb)
+    words = [
+        p.name for p in inspect.signature(verb).parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY
+    ]
+    return any(hints[word] is Path or Path in typing.get_args(hints[word]) for word in words)
+
+
 def _check_options(name: str, verb: Verb, words: Sequence[str]) -> None:
     """Refuse an unknown or missing option in one line, before the parser would in several."""
     signature = inspect.signature(verb)
@@ -113,6 +123,9 @@ def _check_options(name: str, verb: Verb, words: Sequence[str]) -> None:
             raise EosinError(f"eosin {name}: {option} is given twice; keep one")
         if option != "--field" and [*words[places[0]].split("=")[1:], *words[places[0] + 1 :]][:1] == [""]:
             raise EosinError(f"eosin {name}: the value of {option} is empty; give one")
+    if "" in words and _takes_paths(verb):
+        # It would be the current folder.
+        raise EosinError(f"eosin {name}: a path is empty, as of a shell variable that is not set; give one")
     required = [
         f"--{p.name.replace('_', '-')}"
         for p in signature.parameters.values()

@@ -127,13 +127,16 @@ def describe(
         seed: Seed of the choice.
 
     Raises:
-        EosinError: If the source is absent, empty or faulty, the sample negative, or the page not writable.
+        EosinError: If the source is absent, empty or faulty, the sample or the workers negative, or the page not
+            writable.
     """
     sample = SAMPLE if sample is None else sample
     if sample < 0:
         raise EosinError(f"--sample {sample}: give how many tiles to decode, such as {SAMPLE}, or 0 for all")
     if out is not None:
         output_file(out, ".html", "tiles.html")
+    if workers is not None and workers < 0:
+        raise EosinError(f"--workers {workers}: give how many processes decode, 0 for none besides this one")
     workers = default_workers() if workers is None else workers
     tiles = open_tiles(source, label_column=label_column)
     if not len(tiles):
