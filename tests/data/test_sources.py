@@ -122,6 +122,26 @@ def test_faulty_folders(tmp_path: Path) -> None:
         open_tiles(tmp_path / "texts", label_column="grade")
 
 
+def test_slides_in_a_folder_are_no_tiles_and_told(folder: Folder) -> None:
+    root = folder(["a.png"])
+    for name in ("deep/b.svs", "c.NDPI"):
+        (root / name).parent.mkdir(exist_ok=True)
+        write(root / name, "x")
+    assert open_tiles(root).remarks == ("ignored 2 whole-slide image(s), tiles of which `slides:` reads",)
+    (root / "a.png").unlink()
+    with pytest.raises(EosinError, match=r"no images, but 2 whole-slide image\(s\); write slides:.*/tiles\?mpp="):
+        open_tiles(root)
+
+
+def test_the_previews_of_a_stopped_tiling_are_no_tiles(folder: Folder) -> None:
+    root = folder(["previews/a.png", "sheets/000.png"])
+    write(root / "tiling.json", "{}")
+    with pytest.raises(
+        EosinError, match="no tile was cut yet, or the run was stopped; run the same `eosin tile` again"
+    ):
+        open_tiles(root)
+
+
 def test_a_folder_without_permission_is_named(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     root = folder(["a.png", "closed/b.png"])
     scan = os.scandir

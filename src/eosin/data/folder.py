@@ -12,10 +12,13 @@ import pyarrow as pa
 
 from eosin.core.errors import EosinError
 from eosin.data.tiles import FileBytes, Names, TextColumn, Tiles
+from eosin.slides import SLIDE_SUFFIXES
 
 __all__ = ["IMAGE_SUFFIXES", "open_folder"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".jp2"})
+
+_SLIDES = "whole-slide image(s), tiles of which `slides:` reads"
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -44,6 +47,12 @@ def open_folder(root: Path) -> Tiles:
         raise EosinError(f"{root}: no such folder")
     found, ignored = _walk(root)
     if not found:
+        slides = ignored[_SLIDES]
+        if slides:
+            raise EosinError(
+                f"{root}: no images, but {slides:,} whole-slide image(s); write slides:{root}?mpp=0.5&size=256, or cut "
+                "them with `eosin tile`"
+            )
         seen = sum(ignored.values())
         content = f"none of its {seen:,} entries is one" if seen else "it is empty"
         raise EosinError(f"{root}: no images; {content} (looked for {' '.join(sorted(IMAGE_SUFFIXES))}, at any depth)")
@@ -99,6 +108,8 @@ def _walk(root: Path) -> tuple[list[str], Counter[str]]:
                         ignored["pipe(s), socket(s) or device(s)"] += 1
                     elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (millions of files)
                         found.append(name)
+                    elif os.path.splitext(entry.name)[1].lower() in SLIDE_SUFFIXES:  # noqa: PTH122
+                        ignored[_SLIDES] += 1
                     else:
                         ignored["file(s) that are no images"] += 1
         except OSError as error:

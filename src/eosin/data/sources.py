@@ -69,6 +69,9 @@ def _parse(spec: str) -> tuple[str, Path]:
         return scheme, Path(rest).expanduser()
     path = Path(spec).expanduser()
     if path.is_dir():
+        if not is_store(path) and (path / "tiling.json").is_file():
+            # Its only images are previews.
+            raise EosinError(f"{path}: no tile was cut yet, or the run was stopped; run the same `eosin tile` again")
         return "store" if is_store(path) else "folder", path
     if path.suffix.lower() in (".csv", ".parquet"):
         return "csv", path
