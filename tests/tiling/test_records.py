@@ -61,7 +61,9 @@ def test_unfinished_files_are_removed_whatever_the_slide_is_called(tmp_path: Pat
     before = files(tmp_path / "out")
     key = the_job(tmp_path / "slides", "scan-20230101-a").key
     gone = jobs.slide_key("a slide that is no longer given")
-    for left in (f"shards/.{key}-000.arrow.abc_1234.part", f"slides/.{key}.json.abcdefgh.part"):
+    of_slides = (f"shards/.{key}-000.arrow.abc_1234.part", f"slides/.{key}.json.abcdefgh.part")
+    of_all = (".manifest.parquet.abcdefgh.part", "sheets/.000.png.abcdefgh.part")
+    for left in (*of_slides, *of_all):
         (tmp_path / "out" / left).touch()
     (tmp_path / "out/shards" / f"{gone}-000.arrow").touch()
     tile_slides([tmp_path / "slides"], tmp_path / "out", CONFIG)

@@ -77,6 +77,17 @@ class Records:
         Raises:
             EosinError: If they differ; the message names the setting and its value there.
         """
+        with self.folding(), storage_errors(self.out):
+            # Whoever writes to these folders holds this lock.
+            for folder in (self.out, self.out / "sheets"):
+                for unfinished in folder.glob(".*.part"):
+                    unfinished.unlink(missing_ok=True)
+            self._agree(config)
+        for folder in ("slides", "shards", "failed", "previews"):
+            writable_directory(self.out / folder)
+
+    def _agree(self, config: TilingConfig) -> None:
+        """Compare with the settings of the first run, or save these as such."""
         path = self.out / "tiling.json"
         settings = config.plain()
         if path.exists():
@@ -93,8 +104,6 @@ class Records:
         else:
             with atomic_file(path, "w") as file:
                 file.write(json.dumps({"format": FORMAT, "version": VERSION, "settings": settings}, indent=1) + "\n")
-        for folder in ("slides", "shards", "failed", "previews"):
-            writable_directory(self.out / folder)
 
     def done(self) -> dict[str, dict[str, Any]]:
         """Return the committed slides' records by name."""
