@@ -83,8 +83,8 @@ class Records:
                 for unfinished in folder.glob(".*.part"):
                     unfinished.unlink(missing_ok=True)
             self._agree(config)
-        for folder in ("slides", "shards", "failed", "previews"):
-            writable_directory(self.out / folder)
+        for name in ("slides", "shards", "failed", "previews"):
+            writable_directory(self.out / name)
 
     def _agree(self, config: TilingConfig) -> None:
         """Compare with the settings of the first run, or save these as such."""
