@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -150,3 +151,11 @@ def test_a_process_that_hangs_is_ended() -> None:
         pool.submit("after", double, 21)
         time.sleep(1.2)
         assert pool.next() == ("after", 42)
+
+
+def test_a_script_that_starts_itself_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("from eosin.tiling.pools import LocalPool\nLocalPool(2)\n")
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 1
+    assert "write the call under if __name__ == '__main__':" in ran.stderr.rstrip().splitlines()[-1]

@@ -80,6 +80,9 @@ class LocalPool:
     Args:
         processes: How many.
         patience: Seconds that a task may take.
+
+    Raises:
+        EosinError: If processes cannot be started.
     """
 
     def __init__(self, processes: int, patience: int = PATIENCE) -> None:
@@ -87,6 +90,12 @@ class LocalPool:
         self.patience = patience
         self._tags: dict[Future[Any], Any] = {}
         self._executor = self._start()
+        # A process reads the script that starts it: one that calls this at once would start another.
+        if isinstance(self._executor.submit(os.getpid).exception(), BrokenProcessPool):
+            self.close()
+            raise EosinError(
+                "processes end as they start: in a script, write the call under if __name__ == '__main__':"
+            )
 
     def _start(self) -> ProcessPoolExecutor:
         context = start_server("eosin.tiling.cut")
