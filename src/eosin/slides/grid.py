@@ -107,8 +107,10 @@ def coverage(mask: npt.NDArray[np.bool_], grid: Grid, extent: tuple[float, float
     if len(grid) == 0 or mask.size == 0:
         return np.zeros(len(grid))
     # One row and column more than the integral needs: the fractional part of the far edge looks there and finds 0.
-    integral = np.zeros((height + 2, width + 2), np.int64)
-    integral[1:-1, 1:-1] = mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+    integral = np.zeros((height + 2, width + 2), np.int32 if mask.size < 1 << 31 else np.int64)
+    inside = integral[1:-1, 1:-1]
+    np.cumsum(mask, axis=0, dtype=integral.dtype, out=inside)
+    np.cumsum(inside, axis=1, out=inside)
     integral[-1], integral[:, -1] = integral[-2], integral[:, -2]
     scale_x, scale_y = width / extent[0], height / extent[1]
     left, right = _edges(grid.x, grid.level0_width, scale_x, width)

@@ -241,7 +241,7 @@ def _without_small(mask: BoolArray, smallest: float, *, keep_outer: bool = False
     if smallest <= 1 or not mask.any():
         return mask
     parts, count = ndimage.label(mask)
-    large = np.bincount(parts.ravel(), minlength=count + 1) >= smallest
+    large = np.bincount(parts[mask], minlength=count + 1) >= smallest
     if keep_outer:
         large |= _outer(parts, count)
     large[0] = False

@@ -59,7 +59,7 @@ def preview(
     size = max(1, round(width * scale)), max(1, round(height * scale))
     plain = Image.fromarray(np.ascontiguousarray(thumbnail))
     resample = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
-    plain = plain.resize(size, resample)
+    plain = plain.resize(size, resample, reducing_gap=2.0)
     marked = _marked(plain, tissue, grids, slide_size)
     entries = _legend(tissue, grids)
     legend_at = max(size[0] + _GAP, 170)
@@ -179,6 +179,8 @@ def _boxes(grid: Grid, kept: BoolArray, scale: tuple[float, float], inset: int) 
 
 
 def _at_size(mask: BoolArray, size: tuple[int, int]) -> BoolArray:
+    if not mask.any():
+        return np.zeros((size[1], size[0]), bool)
     picture = Image.fromarray(mask.astype(np.uint8) * 255)
     return np.asarray(picture.resize(size, Image.Resampling.BOX)) >= 128
 
