@@ -207,6 +207,18 @@ def test_a_removed_slide_is_taken_out_as_the_warning_says(
     assert len(open_tiles(out)) == 2 * 48
 
 
+def test_copies_and_renamed_slides_are_told(
+    tmp_path: Path, write: WriteSlide, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = write(tmp_path / "slides/one.tiff")
+    write(tmp_path / "slides/two.tiff", width=1300)
+    tile_slides([tmp_path / "slides"], tmp_path / "out", CONFIG)
+    assert "copies" not in capsys.readouterr().err
+    first.rename(tmp_path / "slides/renamed.tiff")
+    tile_slides([tmp_path / "slides"], tmp_path / "out", CONFIG)
+    assert "1 slides are copies of others, or were renamed (first 'renamed' of 'one')" in capsys.readouterr().err
+
+
 def test_slides_are_the_same_from_another_folder(
     tmp_path: Path, slides: Path, write: WriteSlide, monkeypatch: pytest.MonkeyPatch
 ) -> None:

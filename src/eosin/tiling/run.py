@@ -155,6 +155,7 @@ def tile_slides(
             f"{out}: holds {len(gone):,} slides that are not among those given (first '{gone[0]}'); they are kept; "
             f"to take one out, remove its file from {out / 'slides'} and run again"
         )
+    _warn_of_copies(out, every)
     # A job of an array may have no slide, or none with tissue; the others go on.
     if not tiles and shard is None:
         first = every[0]
@@ -266,6 +267,19 @@ def _refuse_forgotten(out: Path, extras: Extras, records: Sequence[dict[str, Any
                     f"{out}: '{record['slide']}' and others were cut with {option}; give it again, or choose another "
                     "--out"
                 )
+
+
+def _warn_of_copies(out: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Say which slides are in the store twice, as renamed and copied ones are: a split would not keep them apart."""
+    first = dict[tuple[int, str], str]()
+    copies = []
+    for record in records:
+        if record["tiles"]:
+            other = first.setdefault((record["bytes"], record["sample_sha256"]), record["slide"])
+            if other != record["slide"]:
+                copies.append(f"'{record['slide']}' of '{other}'")
+    if copies:
+        warn(f"{out}: {len(copies):,} slides are copies of others, or were renamed (first {copies[0]}); keep one")
 
 
 def _drop_gone(records: Records, jobs: Sequence[SlideJob], failed: dict[str, dict[str, Any]]) -> None:
