@@ -99,6 +99,45 @@ def test_ray_without_a_cluster_says_so() -> None:
         RayPool("auto")
 
 
+HALF_A_RESULT = """
+import os
+from multiprocessing.connection import Connection
+
+def half_a_result():
+    def send(self, message, write=None):
+        os.write(self.fileno(), bytes(message)[: len(message) // 2])
+        os._exit(9)
+
+    Connection._send = send
+    return bytes(1000)
+"""
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ("print(pool.next()); pool.submit(1, abs, -4); print(pool.next())", "ProcessDied"),
+        ("while any(process.is_alive() for process in pool._executor._processes.values()): time.sleep(0.01)", "closed"),
+    ],
+)
+def test_a_process_that_dies_while_it_sends_its_result_blocks_nothing(tmp_path: Path, steps: str, told: str) -> None:
+    """Neither the tasks after it nor the end of the program."""
+    (tmp_path / "half.py").write_text(HALF_A_RESULT)
+    (tmp_path / "program.py").write_text(
+        "import time\n"
+        "from eosin.tiling.pools import LocalPool, closing\n"
+        "from half import half_a_result\n"
+        "if __name__ == '__main__':\n"
+        "    with closing(LocalPool(1)) as pool:\n"
+        "        pool.submit(0, half_a_result)\n"
+        f"        {steps}\n"
+        "    print('closed')\n"
+    )
+    ran = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, timeout=60)
+    assert told in ran.stdout, ran.stderr
+    assert ran.stdout.endswith("closed\n"), ran.stderr
+
+
 @pytest.mark.parametrize(
     ("address", "told"),
     [

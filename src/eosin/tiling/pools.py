@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
@@ -49,6 +49,10 @@ class Pool(Protocol):
 
 PATIENCE = 3600
 """Seconds after which a process that has not finished a task, of a minute or so, is ended: its slide hangs."""
+
+
+# Seconds after which it is asked whether a process died while it sent its result.
+_HEARTBEAT = 5
 
 
 def _limited(patience: int, task: Task, *arguments: Any) -> Any:
@@ -112,7 +116,12 @@ class LocalPool:
 
     def next(self) -> tuple[Any, Any]:
         """Wait for a task to end; return its tag and its result, or the exception that ended it."""
-        ended, _ = wait(self._tags, return_when=FIRST_COMPLETED)
+        ended: set[Future[Any]] = set()
+        while self._tags and not ended:
+            ended, _ = wait(self._tags, timeout=_HEARTBEAT, return_when=FIRST_COMPLETED)
+            processes = _processes(self._executor)
+            if not ended and any(not process.is_alive() for process in processes):
+                _end(processes, self._executor._result_queue)
         future = ended.pop()
         tag = self._tags.pop(future)
         error = future.exception()
@@ -127,11 +136,27 @@ class LocalPool:
 
     def close(self) -> None:
         """End all processes, whatever they do."""
-        processes = list((getattr(self._executor, "_processes", None) or {}).values())
+        processes, results = _processes(self._executor), self._executor._result_queue
         self._executor.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            with contextlib.suppress(OSError, ValueError):
-                process.kill()
+        _end(processes, results)
+
+
+def _processes(executor: ProcessPoolExecutor) -> list[Any]:
+    return list((getattr(executor, "_processes", None) or {}).values())
+
+
+def _end(processes: Sequence[Any], results: Any) -> None:
+    """Kill an executor's processes, and end what it waits for.
+
+    A process that dies while it sends a result leaves half of it in the pipe. The executor's thread would wait for the
+    rest without end, and the interpreter, before it exits, for the thread: a pipe ends only when nobody, not even this
+    process, can write into it any more.
+    """
+    for process in processes:
+        with contextlib.suppress(OSError, ValueError):
+            process.kill()
+    if results is not None:
+        results._writer.close()
 
 
 def _knock(address: str) -> None:
