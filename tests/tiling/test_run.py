@@ -152,6 +152,19 @@ def test_a_slide_keeps_its_name_when_another_comes_beside_it(tmp_path: Path, sli
     assert {record["slide"] for record in summary.records} == {"a/one", "b/one", "three", "two", "two.tif"}
 
 
+def test_a_slide_keeps_its_name_when_the_one_beside_it_goes(tmp_path: Path, slides: Path, write: WriteSlide) -> None:
+    """Else its tiles would be in the store twice, under two names."""
+    out = tmp_path / "out"
+    tile_slides([slides], out, CONFIG)
+    write(slides / "two.svs", kind="svs", seed=5)
+    tile_slides([slides], out, CONFIG)
+    (slides / "two.tiff").unlink()
+    again = tile_slides([slides], out, CONFIG)
+    assert again.cut == 0
+    paths = [record["path"] for record in again.records]
+    assert len(set(paths)) == len(paths) == 5
+
+
 def test_other_settings_in_one_store_are_refused(tmp_path: Path, slides: Path) -> None:
     tile_slides([slides], tmp_path / "out", CONFIG)
     before = contents(tmp_path / "out")
@@ -345,6 +358,12 @@ def test_masks_and_regions(tmp_path: Path, write: WriteSlide) -> None:
     Image.fromarray(mask).save(tmp_path / "masks/s.png")
     summary = tile_slides([tmp_path / "slides"], tmp_path / "mask", CONFIG, extras=Extras(masks=tmp_path / "masks"))
     assert summary.tiles == 10 * 2
+    Image.fromarray(np.zeros_like(mask)).save(tmp_path / "masks/s.png")
+    with pytest.raises(EosinError, match=r"'s': no tissue in its mask .*s\.png; give one with pixels that are not 0"):
+        tile_slides([tmp_path / "slides"], tmp_path / "none", CONFIG, extras=Extras(masks=tmp_path / "masks"))
+    both = Extras(masks=tmp_path / "masks", regions=tmp_path / "regions")
+    with pytest.raises(EosinError, match=r"'s': no tissue inside the regions of .*s\.geojson; look at its preview"):
+        tile_slides([tmp_path / "slides"], tmp_path / "neither", CONFIG, extras=both)
     assert "tissue from a given mask" in summary.records[0]["notes"]
     # A region that changes is a reason to cut the slide again; one outside names the slide.
     region["geometry"]["coordinates"] = [[[x + 5000, y] for x, y in square]]

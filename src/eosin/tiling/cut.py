@@ -164,6 +164,10 @@ def plan_slide(slide: Slide, job: SlideJob, previews: Path) -> Plan:
         reason = f"no tile has {least:.0%} of tissue ({found}); lower --minimum-tissue, or give a mask with --masks"
         if not tissue.mask.any():
             reason = "no tissue found; look at its preview, and give a mask with --masks if there is some"
+            if job.regions is not None:
+                reason = f"no tissue inside the regions of {job.regions}; look at its preview, and draw them around it"
+            elif job.mask is not None:
+                reason = f"no tissue in its mask {job.mask}; give one with pixels that are not 0 where tissue is"
     return Plan(chosen, about, reason)
 
 

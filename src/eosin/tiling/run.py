@@ -234,15 +234,15 @@ def _outside(out: Path, found: Sequence[FoundSlide]) -> list[FoundSlide]:
 
 
 def _under_known_names(jobs: list[SlideJob], known: dict[str, dict[str, Any]]) -> list[SlideJob]:
-    """Keep the names of slides that were met before, where a new file beside them would change them."""
+    """Keep the names of slides that were met before, where a file that came beside them, or went, would change them."""
     names = {record["path"]: name for name, record in known.items()}
     taken = {job.name for job in jobs}
-    return [
-        renamed(job, names[str(job.path)])
-        if job.name not in known and str(job.path) in names and names[str(job.path)] not in taken
-        else job
-        for job in jobs
-    ]
+    kept = []
+    for job in jobs:
+        name = names.get(str(job.path), job.name)
+        same = job.name in known and known[job.name]["path"] == str(job.path)
+        kept.append(job if same or name in taken else renamed(job, name))
+    return kept
 
 
 def _refuse_forgotten(out: Path, extras: Extras, records: Sequence[dict[str, Any]]) -> None:
