@@ -40,6 +40,7 @@ from eosin.slides import TissueConfig, coverage, find_tissue, lay_grid, open_sli
 from eosin.synthetic import write_slide
 
 SIZE = 224
+BATCH = 64
 Timed = Callable[[], tuple[float, int]]
 
 
@@ -255,9 +256,9 @@ def store_reading(store: Path, repeats: int) -> None:
 
     def decode() -> int:
         """The bytes at hand, each image into its place in a batch."""
-        for start in range(0, len(some), 32):
-            batch = np.empty((32, 512, 512, 3), np.uint8)
-            for place, data in zip(batch, some[start : start + 32], strict=True):
+        for start in range(0, len(some), BATCH):
+            batch = np.empty((BATCH, 512, 512, 3), np.uint8)
+            for place, data in zip(batch, some[start : start + BATCH], strict=True):
                 imagecodecs.jpeg8_decode(data, out=place)
         return len(some)
 
@@ -267,9 +268,9 @@ def store_reading(store: Path, repeats: int) -> None:
         return len(some)
 
     def loader() -> int:
-        steps = len(some) // 32
+        steps = len(some) // BATCH
         part = tiles.select(np.sort(np.array(order[: len(some)])))
-        loading = TrainingLoader(part, size=512, batch_size=32, seed=0, steps=steps, quarantine=Quarantine(None))
+        loading = TrainingLoader(part, size=512, batch_size=BATCH, seed=0, steps=steps, quarantine=Quarantine(None))
         return sum(len(batch.images) for batch in loading)
 
     functions = {"JPEG library": here(decode), "images": here(images), "loader": here(loader)}

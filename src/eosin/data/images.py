@@ -121,7 +121,9 @@ def square_image(
     Raises:
         UnreadableImage: As `decode_image`.
     """
-    pixels = _plain_jpeg(data, below=2 * _GAP * size, out=out)
+    if out is not None and _put_jpeg(data, out):
+        return out
+    pixels = _plain_jpeg(data, below=2 * _GAP * size)
     if pixels is None:
         image = open_image(data)
         width, height = image.size
@@ -139,18 +141,16 @@ def square_image(
     square: UInt8Array = pixels[:, top : top + size, left : left + size].numpy()
     if out is None:
         return square
-    if square.ctypes.data != out.ctypes.data:
-        out[...] = square
+    out[...] = square
     return out
 
 
-def _plain_jpeg(data: bytes, below: int | None = None, out: UInt8Array | None = None) -> Tensor | None:
+def _plain_jpeg(data: bytes, below: int | None = None) -> Tensor | None:
     """Decode an ordinary color JPEG by imagecodecs: the pixels of libjpeg-turbo, and so of Pillow, in less time.
 
     Args:
         data: The encoded bytes.
         below: Leave images whose shorter side is at least this to Pillow, which shrinks them while it decodes.
-        out: Where the pixels are put if their size is that of this array, uint8 [3, H, W].
 
     Returns:
         uint8 [3, H, W], the channels of a pixel side by side in memory; None for all that Pillow is to read or refuse.
@@ -160,10 +160,20 @@ def _plain_jpeg(data: bytes, below: int | None = None, out: UInt8Array | None = 
         return None
     if below is not None and min(size) >= below:
         return None
-    place = out.transpose(1, 2, 0) if out is not None and out.shape[1:] == (size[1], size[0]) else None
     with contextlib.suppress(RuntimeError, ValueError):
-        return torch.from_numpy(imagecodecs.jpeg8_decode(data, out=place)).permute(2, 0, 1)
+        return torch.from_numpy(imagecodecs.jpeg8_decode(data)).permute(2, 0, 1)
     return None
+
+
+def _put_jpeg(data: bytes, out: UInt8Array) -> bool:
+    """Decode an ordinary color JPEG right into its place, uint8 [3, H, W], if it has that size and nothing is wrong."""
+    if _jpeg_size(data) != (out.shape[2], out.shape[1]):
+        return False
+    try:
+        imagecodecs.jpeg8_decode(data, out=out.transpose(1, 2, 0))
+    except (RuntimeError, ValueError):
+        return False
+    return True
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
