@@ -27,7 +27,7 @@ from eosin.core.console import progress_bar
 from eosin.core.errors import EosinError, StorageError
 from eosin.core.files import DirectoryLock, atomic_file, short_hash, writable_directory
 from eosin.data.workers import default_workers, read_ahead
-from eosin.slides import Slide, UnusableSlide, open_slide
+from eosin.slides import Slide, UnusableSlide, open_slide, tissue_scale
 from eosin.slides.discover import FoundSlide
 from eosin.slides.grid import coverage, lay_grid
 from eosin.slides.sampling import FINER
@@ -35,9 +35,7 @@ from eosin.slides.tissue import TissueConfig, find_tissue
 
 __all__ = ["CellSettings", "IndexedSlide", "Mask", "index_slides", "slides_home", "tissue_mask"]
 
-_VERSION = 1
-# Pixels of the thumbnail in which tissue is sought: larger slides are looked at more coarsely.
-_THUMBNAIL_PIXELS = 1 << 24
+_VERSION = 2
 _CACHE_BYTES = 32 << 20
 
 IntArray = npt.NDArray[np.int64]
@@ -102,13 +100,14 @@ class Mask:
     Args:
         packed: uint8 [h, ceil(w / 8)], as `numpy.packbits` packs along rows.
         shape: (h, w).
-        slide_size: Width and height of the slide in level-0 px; the mask spans it.
+        extent: Width and height of what the mask spans in level-0 px.
     """
 
-    def __init__(self, packed: npt.NDArray[np.uint8], shape: tuple[int, int], slide_size: tuple[int, int]) -> None:
+    def __init__(self, packed: npt.NDArray[np.uint8], shape: tuple[int, int], extent: tuple[float, float]) -> None:
         self.packed = packed
         self.shape = shape
-        self.scale = (shape[1] / slide_size[0], shape[0] / slide_size[1])
+        self.extent = extent
+        self.scale = (shape[1] / extent[0], shape[0] / extent[1])
 
     def share(self, x: float, y: float, width: float, height: float) -> float:
         """Return which share of a rectangle, in level-0 px, is tissue, 0 to 1: as `coverage`, for one tile anywhere."""
@@ -150,26 +149,32 @@ def tissue_mask(slide: Slide, indexed: IndexedSlide, tissue: TissueConfig, home:
         EosinError: If it cannot be saved.
     """
     path = home / "tissue" / f"{indexed.mask_key(tissue)}.bits"
-    size = (slide.width, slide.height)
     try:
         data = path.read_bytes()
         height, width = struct.unpack("<II", data[:8])
         packed = np.frombuffer(zlib.decompress(data[8:]), np.uint8).reshape(height, -(-width // 8))
-        return Mask(packed, (height, width), size)
+        return Mask(packed, (height, width), _extent(slide, (height, width), tissue))
     except (OSError, ValueError, struct.error, zlib.error):
         mask = _find(slide, tissue)
     packed = np.packbits(mask, axis=1)
     with atomic_file(path) as file:
         file.write(struct.pack("<II", *mask.shape) + zlib.compress(packed.tobytes(), 6))
-    return Mask(packed, (mask.shape[0], mask.shape[1]), size)
+    return Mask(packed, (mask.shape[0], mask.shape[1]), _extent(slide, mask.shape, tissue))
+
+
+def _scale(slide: Slide, tissue: TissueConfig) -> float:
+    return tissue_scale((slide.width, slide.height), slide.require_mpp(), tissue)
+
+
+def _extent(slide: Slide, shape: tuple[int, ...], tissue: TissueConfig) -> tuple[float, float]:
+    """Return what a mask spans in level-0 px: more than the slide where its last pixels lie partly outside."""
+    scale, mpp = _scale(slide, tissue), slide.require_mpp()
+    return shape[1] * scale / mpp[0], shape[0] * scale / mpp[1]
 
 
 def _find(slide: Slide, tissue: TissueConfig) -> npt.NDArray[np.bool_]:
-    mpp = slide.require_mpp()
-    area = slide.width * mpp[0] * slide.height * mpp[1]
-    thumbnail = slide.thumbnail(max(tissue.mpp, math.sqrt(area / _THUMBNAIL_PIXELS)))
-    height, width = thumbnail.shape[:2]
-    return find_tissue(thumbnail, (mpp[0] * slide.width / width, mpp[1] * slide.height / height), tissue).mask
+    scale = _scale(slide, tissue)
+    return find_tissue(slide.thumbnail(scale), (scale, scale), tissue).mask
 
 
 class _FindCells:
@@ -208,7 +213,7 @@ class _FindCells:
             )
         mask = tissue_mask(slide, indexed, settings.tissue, self.home)
         bits = np.unpackbits(mask.packed, axis=1, count=mask.shape[1]).astype(bool)
-        kept = coverage(bits, grid, size) >= settings.minimum
+        kept = coverage(bits, grid, mask.extent) >= settings.minimum
         return _with(indexed, width=size[0], height=size[1], mpp=mpp, x=grid.x[kept], y=grid.y[kept])
 
 

@@ -10,7 +10,7 @@ from eosin.slides.opening import open_slide
 from eosin.slides.regions import Polygon, Regions, read_mask, read_regions, region_mask
 from eosin.slides.resample import resample_area
 from eosin.slides.slide import Slide
-from eosin.slides.tissue import Tissue, TissueConfig, find_tissue
+from eosin.slides.tissue import Tissue, TissueConfig, find_tissue, tissue_scale
 
 __all__ = [
     "SLIDE_SUFFIXES",
@@ -33,4 +33,5 @@ __all__ = [
     "read_regions",
     "region_mask",
     "resample_area",
+    "tissue_scale",
 ]

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from eosin.core.config import Config
 
-__all__ = ["Tissue", "TissueConfig", "find_tissue"]
+__all__ = ["Tissue", "TissueConfig", "find_tissue", "tissue_scale"]
 
 # Bounds of the threshold on saturation. JPEG noise and the steps where fields of view were stitched stay below the
 # lower one; faint stroma and mucus stay above the upper one.
@@ -39,6 +39,8 @@ _INK_MPP, _INK_RIM = 24.0, 200.0
 # Share of a tinted part that must be clear ink for all of it to be taken for ink.
 _CORE_SHARE = 0.3
 
+# Pixels that a thumbnail has at most, and those of its longer side at least.
+_THUMBNAIL_PIXELS, _THUMBNAIL_SIDE = 1 << 24, 128
 # A speck is never a larger share of the image than this.
 _SPECK_SHARE = 0.05
 
@@ -80,6 +82,22 @@ class Tissue:
     pen: BoolArray
     threshold: float
     notes: tuple[str, ...]
+
+
+def tissue_scale(slide_size: tuple[int, int], slide_mpp: tuple[float, float], config: TissueConfig) -> float:
+    """Return the µm/px of the thumbnail on which a slide's tissue is sought.
+
+    That of the configuration; coarser for slides of more than 16.8 megapixels there, and finer, as far as the slide is,
+    for images that would be less than 128 px long.
+
+    Args:
+        slide_size: Width and height in level-0 px.
+        slide_mpp: µm per level-0 px along x and y.
+        config: How tissue is found.
+    """
+    width, height = slide_size[0] * slide_mpp[0], slide_size[1] * slide_mpp[1]
+    fine = max(*slide_mpp, min(config.mpp, max(width, height) / _THUMBNAIL_SIDE))
+    return float(max(fine, (width * height / _THUMBNAIL_PIXELS) ** 0.5))
 
 
 def find_tissue(thumbnail: UInt8Array, mpp: tuple[float, float], config: TissueConfig) -> Tissue:

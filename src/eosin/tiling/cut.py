@@ -32,6 +32,7 @@ from eosin.slides import (
     read_mask,
     read_regions,
     region_mask,
+    tissue_scale,
 )
 from eosin.tiling.coordinates import read_coordinates
 from eosin.tiling.jobs import SlideJob
@@ -39,10 +40,6 @@ from eosin.tiling.preview import preview
 
 __all__ = ["Chosen", "CutPart", "Plan", "cut_part", "open_for", "plan_slide", "shard_name", "too_damaged"]
 
-# Pixels of the thumbnail in which tissue is sought: larger slides are looked at more coarsely.
-_THUMBNAIL_PIXELS = 1 << 24
-# Px of its longer side at least: smaller images are looked at more finely, as far as they are that fine.
-_THUMBNAIL_SIDE = 128
 # Share of a slide's tiles that may be unreadable, as where a scanner's file has a few damaged spots.
 _DAMAGED_SHARE = 0.01
 # How far the sides of a listed tile may be from each other in µm, as a ratio.
@@ -226,9 +223,7 @@ def _tissue(
     The extent, width and height in level-0 px, is a little more than the slide's where the last pixels of the thumbnail
     lie partly outside; a mask of the user's ends with the slide.
     """
-    width, height = slide.width * mpp[0], slide.height * mpp[1]
-    fine = max(*mpp, min(job.config.tissue.mpp, max(width, height) / _THUMBNAIL_SIDE))
-    scale = max(fine, math.sqrt(width * height / _THUMBNAIL_PIXELS))
+    scale = tissue_scale((slide.width, slide.height), mpp, job.config.tissue)
     thumbnail = slide.thumbnail(scale)
     shape = thumbnail.shape[:2]
     extent = (shape[1] * scale / mpp[0], shape[0] * scale / mpp[1])
