@@ -418,3 +418,13 @@ def test_a_demo_stopped_in_its_pre_training_says_how_to_go_on(capsys, monkeypatc
     assert main(["demo", "--out", str(tmp_path)]) == code
     message = capsys.readouterr().err
     assert message.startswith("stopped at step 7; a checkpoint is saved. Go on with the same command:\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_printing_into_a_full_disk_is_told_in_a_line():
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "eosin.cli", "--help"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ran.returncode == 2
+    assert ran.stderr == "error: no space left on the device for what is printed; free some\n"

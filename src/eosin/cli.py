@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the demo's encoder did not beat its baselines; 2 bad input
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import shlex
@@ -309,6 +310,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if debug or error.errno != errno.ENOSPC:
+            raise
+        # A result printed into a full disk: what writes files says so itself, and names them.
+        console.print("[red]error:[/red] no space left on the device for what is printed; free some")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
 
 
 def _reader_gone() -> bool:

@@ -33,8 +33,6 @@ def test_rgb_is_kept_to_the_bit() -> None:
     np.testing.assert_array_equal(decoded, pixels.transpose(2, 0, 1))
 
 
-
-
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 2}])
 def test_jpeg_decodes_as_pillow_does(options: dict[str, int], encode: Encode) -> None:
     data = encode(1, (301, 255), "JPEG", quality=85, **options)

@@ -518,3 +518,8 @@ def test_real_slides(real_data):
     assert (batch.mpp >= 0.499 * scale).all()
     assert (batch.mpp <= 1.0 * scale).all()
     assert batch.images.float().std() > 5
+
+
+def test_options_without_slides_are_refused() -> None:
+    with pytest.raises(EosinError, match=r"no slides named; write slides:DIR\?mpp=0.5"):
+        open_tiles("slides:?mpp=0.5")

@@ -263,29 +263,23 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, slides: Pat
     """Kill −9 at random moments, again and again, until a run ends by itself."""
     words = [sys.executable, "-m", "eosin.cli", "tile", str(slides), "--mpp", "0.5", "--size", "64", "--jobs", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    whole = tmp_path / "whole"
-    started = time.monotonic()
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*words, "--out", str(whole)], check=True, capture_output=True, env=environment, timeout=120)
-    took = time.monotonic() - started
-    killed = tmp_path / "killed"
-    moments = iter(np.random.default_rng(0).uniform(0.3 * took, 0.98 * took, 12))
+    expected = contents(whole)
     stopped = 0
-    while True:
+    # Each run is killed when so many files are there; those of an earlier one count, and the last runs to its end.
+    for files in [*sorted(np.random.default_rng(0).integers(1, len(expected), 6).tolist()), len(expected) + 1000]:
         with subprocess.Popen(
-            [*words, "--out", str(killed)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment,
+            [*words, "--out", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
         ) as run:
-            try:
-                assert run.wait(next(moments, 120)) == 0
-                break
-            except subprocess.TimeoutExpired:
-                run.send_signal(signal.SIGKILL)
+            while run.poll() is None and sum(1 for _ in killed.rglob("*")) < files:
+                time.sleep(0.002)
+            if run.poll() is None:
+                run.kill()
                 stopped += 1
+    assert run.returncode == 0
     assert stopped
-    # A run in which all was done before its kill leaves nothing to compare; the last one has always run to its end.
-    assert contents(killed) == contents(whole)
+    assert contents(killed) == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -108,6 +108,8 @@ def parse_slides(text: str, spec: str) -> tuple[Path, SlideOptions]:
         if key in values:
             raise EosinError(f"{spec}: option '{key}' is given twice; keep one")
         values[key] = value
+    if not source:
+        raise EosinError(f"{spec}: no slides named; write slides:DIR?mpp=0.5")
     return Path(source), SlideOptions.parse(values, spec)
 
 
