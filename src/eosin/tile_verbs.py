@@ -67,7 +67,7 @@ def tile(
     """
     if ray is None:
         # It imports what cuts slides while this process does.
-        start_server("eosin.tiling.cut")
+        start_server("eosin.tiling.preload")
     from eosin.tiling import Extras, TilingConfig, parse_shard, slide_table, tile_slides
 
     tissue = {"mpp": tissue_mpp, "smallest_tissue": smallest_tissue, "smallest_hole": smallest_hole}

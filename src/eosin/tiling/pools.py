@@ -102,7 +102,7 @@ class LocalPool:
             )
 
     def _start(self) -> ProcessPoolExecutor:
-        context = start_server("eosin.tiling.cut")
+        context = start_server("eosin.tiling.preload")
         return ProcessPoolExecutor(self.size, mp_context=context, initializer=_prepare)
 
     def submit(self, tag: Any, task: Task, *arguments: Any) -> None:
