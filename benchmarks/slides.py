@@ -252,7 +252,7 @@ def store_reading(store: Path, repeats: int) -> None:
         rate / 50_000,
         f"{repeats} repeats",
     )
-    some = [tiles.read(row) for row in order[:512]]
+    some = [tiles.read(row) for row in order[:2048]]
 
     def decode() -> int:
         """The bytes at hand, each image into its place in a batch."""

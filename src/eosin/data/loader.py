@@ -50,6 +50,9 @@ class Loaded(NamedTuple):
 # So many unreadable tiles in a row mean that the disk or network is gone, not that tiles are broken.
 _CONSECUTIVE_FAILURES = 100
 
+# Samples of which the order is computed at once.
+_ORDER_BLOCK = 4096
+
 
 def tiles_at(samples: npt.ArrayLike, count: int, seed: int) -> Int64Array:
     """Return which tile each global sample of a run shows.
@@ -240,10 +243,11 @@ class _TrainingReader:
         self.mpp = loader.mpp
         self.make_views = loader.make_views
         self.known_bad: dict[int, str] = {}
+        self.order: dict[int, Int64Array] = {}
 
     def __call__(self, first: int, /) -> Loaded:
         samples = np.arange(first, first + self.batch_size)
-        chosen = tiles_at(samples, len(self.tiles), self.seed)
+        chosen = self._chosen(samples)
         pixels = _empty_images(self.batch_size, self.size)
         step, position = divmod(first, self.global_batch)
         positions = position + np.arange(self.batch_size)
@@ -262,6 +266,22 @@ class _TrainingReader:
         views = self.make_views(images, step, positions, mpp)
         # A slice would take the memory of all of them along.
         return Loaded(images.new_empty(0, *images.shape[1:]), chosen, list(bad.items()), mpp, views)
+
+    def _chosen(self, samples: Int64Array) -> Int64Array:
+        """Return the tile of each of consecutive samples.
+
+        A permutation of a few entries takes as long as one of thousands: they are computed block by block.
+        """
+        blocks = range(int(samples[0]) // _ORDER_BLOCK, int(samples[-1]) // _ORDER_BLOCK + 1)
+        for block in blocks:
+            if block not in self.order:
+                start = block * _ORDER_BLOCK
+                self.order[block] = tiles_at(np.arange(start, start + _ORDER_BLOCK), len(self.tiles), self.seed)
+        while len(self.order) > len(blocks) + 1:
+            del self.order[next(iter(self.order))]
+        chosen = np.concatenate([self.order[block] for block in blocks])
+        first = int(samples[0]) - blocks[0] * _ORDER_BLOCK
+        return chosen[first : first + len(samples)].copy()
 
     def _load(
         self, out: npt.NDArray[np.uint8], sample: int, tile: int, bad: dict[int, str], draws: Float64Array | None
