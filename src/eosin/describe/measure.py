@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +22,7 @@ from eosin.data.tiles import digest
 from eosin.data.workers import read_ahead
 from eosin.describe.fingerprints import fingerprint
 from eosin.describe.sharpness import detail_factor, sharpness
+from eosin.stain.measure import one_thread
 
 __all__ = ["Measured", "Unreadable", "measure"]
 
@@ -153,7 +152,7 @@ class _Reader:
 
     def __call__(self, first: int, /) -> _Part:
         part, lines = _Part(np.empty((0, len(_COLUMNS)))), []
-        with _one_thread():
+        with one_thread():
             for place in range(first, min(first + _BATCH, len(self.tiles))):
                 try:
                     data = self.tiles.read(place)
@@ -211,14 +210,3 @@ def _center(pixels: UInt8Array, side: int) -> UInt8Array:
     height, width = pixels.shape[-2:]
     top, left = max(0, (height - side) // 2), max(0, (width - side) // 2)
     return np.ascontiguousarray(pixels[..., top : top + side, left : left + side])
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep sums in one order: a worker has one thread, the main process as many as there are cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

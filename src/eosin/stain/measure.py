@@ -26,7 +26,7 @@ from eosin.data.images import open_image
 from eosin.data.workers import read_ahead
 from eosin.stain.partial import load_partial, save_partial
 
-__all__ = ["MeasureConfig", "Measured", "measure", "native_size", "require_tissue"]
+__all__ = ["MeasureConfig", "Measured", "measure", "native_size", "one_thread", "require_tissue"]
 
 # Tiles a worker measures before it hands over their numbers; partial results end at a multiple of it.
 _BATCH = 32
@@ -188,7 +188,7 @@ class _Reader:
                 bad[row] = str(error)
         pixels = torch.from_numpy(np.stack(images)) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
         numbers = np.empty((len(rows), 7))
-        with _one_thread():
+        with one_thread():
             for part in chunks(pixels):
                 colors = pixels[part].to(torch.float32).mul_(1 / 255)
                 values, tissue = image_statistics(colors, self.config.space, self.config.tissue_only)
@@ -198,7 +198,7 @@ class _Reader:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keep sums in one order: a worker has one thread, the main process as many as there are cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
