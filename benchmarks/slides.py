@@ -35,6 +35,7 @@ import tifffile
 from skimage.filters import threshold_otsu
 from timing import report
 
+from eosin.core.memory import keep_freed_memory
 from eosin.data import Quarantine, TrainingLoader, open_tiles
 from eosin.slides import TissueConfig, coverage, find_tissue, lay_grid, open_slide
 from eosin.synthetic import write_slide
@@ -232,6 +233,8 @@ def large_slide(folder: Path, side: int, repeats: int) -> Path:
 
 
 def store_reading(store: Path, repeats: int) -> None:
+    # As `eosin pretrain` does on a CPU; both sides make batches of new memory.
+    keep_freed_memory()
     tiles = open_tiles(store)
     order = np.random.default_rng(0).permutation(len(tiles)).tolist()
     count = 20_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
 import os
@@ -230,17 +231,22 @@ def test_each_pass_sees_a_tile_from_elsewhere(folder):
     assert mpp[first] != mpp[second]
 
 
-class SeesMpp:
-    def __call__(self, images, step, positions, mpp):
-        import torch
+SEES_MPP = """
+import torch
 
-        return [torch.from_numpy(mpp.copy())]
+def sees_mpp(images, step, positions, mpp):
+    return [torch.from_numpy(mpp.copy())]
+"""
 
 
-def test_workers_that_make_views_are_told_the_drawn_resolution(folder):
+def test_workers_that_make_views_are_told_the_drawn_resolution(folder, tmp_path, monkeypatch):
+    """By a function in a module that a worker can import, however it was started."""
+    (tmp_path / "views_for_tests.py").write_text(SEES_MPP)
+    monkeypatch.syspath_prepend(tmp_path)
+    make_views = importlib.import_module("views_for_tests").sees_mpp
     tiles = open_tiles(f"slides:{folder}?mpp=0.5..1.0&size=96")
     options = {"size": 48, "batch_size": 4, "seed": 5, "steps": 2, "quarantine": Quarantine(None)}
-    for batch in TrainingLoader(tiles, workers=2, make_views=SeesMpp(), **options):
+    for batch in TrainingLoader(tiles, workers=2, make_views=make_views, **options):
         np.testing.assert_array_equal(batch.views[0].numpy(), batch.mpp)
 
 
