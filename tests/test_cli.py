@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -379,7 +380,7 @@ def test_importing_eosin_loads_nothing_heavy():
 def test_doctor_lists_versions_and_extras(capsys):
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
-    for word in ("torch", "timm", "processor", "extra slides", "extra ray"):
+    for word in ("torch", "timm", "processor", "openslide-bin", "extra h5", "extra ray"):
         assert word in text
 
 
@@ -429,3 +430,12 @@ def test_printing_into_a_full_disk_is_told_in_a_line():
         )
     assert ran.returncode == 2
     assert ran.stderr == "error: no space left on the device for what is printed; free some\n"
+
+
+def test_the_doctor_advises_extras_that_there_are():
+    from eosin import doctor
+
+    offered = set(metadata.metadata("eosin").get_all("Provides-Extra"))
+    assert set(doctor._EXTRAS) | {"dev"} == offered
+    required = {line.split(";")[0].split(">")[0] for line in metadata.requires("eosin") if "extra ==" not in line}
+    assert set(doctor._REQUIRED) <= required

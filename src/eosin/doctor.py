@@ -10,12 +10,17 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from eosin.core.home import eosin_home
+
 __all__ = ["Finding", "examine"]
 
-_REQUIRED = ("torch", "torchvision", "timm", "safetensors", "numpy", "scikit-learn", "pyarrow", "pillow", "pydantic")
+_REQUIRED = (
+    *("torch", "torchvision", "timm", "safetensors", "numpy", "scikit-learn", "pyarrow", "pillow", "pydantic"),
+    *("openslide-python", "openslide-bin", "tifffile", "imagecodecs"),
+)
 _EXTRAS = {
     "fast": (("numba",), "compile stain augmentation for the processor; EOSIN_NUMBA=0 turns it off"),
-    "slides": (("openslide", "openslide_bin", "tifffile"), "read whole-slide images"),
+    "h5": (("h5py",), "exchange coordinates with CLAM and TRIDENT"),
     "ray": (("ray",), "fan out over hosts"),
     "wandb": (("wandb",), "log to Weights & Biases"),
     "mlflow": (("mlflow",), "log to MLflow"),
@@ -74,7 +79,7 @@ def _device() -> list[Finding]:
 
 
 def _home() -> Finding:
-    home = Path(os.environ.get("EOSIN_HOME") or Path.home() / ".cache" / "eosin")
+    home = eosin_home()
     existing = next(path for path in (home, *home.parents) if path.exists())
     fine = os.access(existing, os.W_OK)
     return "EOSIN_HOME", fine, f"{home}" if fine else f"{home} is not writable: set EOSIN_HOME to a folder that is"

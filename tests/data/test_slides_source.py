@@ -356,7 +356,11 @@ def test_a_number_fills_what_files_lack_and_a_table_goes_before_them(folder, tmp
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("slide,mpp\na,fine\n", "row 1"), ("slide,mpp\na,500\n", "0.05 and 20"), ("name,mpp\na,1\n", "columns slide")],
+    [
+        ("slide,mpp\na,fine\n", "mpp of 'a': 'fine' is not a number"),
+        ("slide,mpp\na,500\n", "0.05 and 20"),
+        ("name,mpp\na,1\n", "no column 'slide'; its columns: 'name', 'mpp'"),
+    ],
 )
 def test_a_bad_table_of_resolutions(folder, tmp_path, content, words):
     (tmp_path / "mpp.csv").write_text(content)

@@ -131,6 +131,12 @@ def test_files_beside_slides(tmp_path: Path) -> None:
         jobs(regions=tmp_path / "absent")
 
 
+def test_suffixes_in_capitals_are_suffixes(tmp_path: Path) -> None:
+    (tmp_path / "TCGA-AA-1234-x.PNG").write_bytes(b"x")
+    made, _ = jobs(masks=tmp_path)
+    assert made["TCGA-AA-1234-x"].mask == tmp_path / "TCGA-AA-1234-x.PNG"
+
+
 def test_coordinates_leave_out_slides_without(tmp_path: Path) -> None:
     (tmp_path / "TCGA-AA-1234-x_patches.h5").write_bytes(b"x")
     made, remarks = jobs(coordinates=tmp_path)

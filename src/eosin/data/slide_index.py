@@ -26,6 +26,7 @@ import pyarrow.parquet
 from eosin.core.console import progress_bar
 from eosin.core.errors import EosinError, StorageError
 from eosin.core.files import DirectoryLock, atomic_file, short_hash, writable_directory
+from eosin.core.home import eosin_home
 from eosin.data.workers import default_workers, read_ahead
 from eosin.slides import Slide, UnusableSlide, open_slide, tissue_scale
 from eosin.slides.discover import FoundSlide
@@ -132,7 +133,7 @@ def _weights(low: float, high: float, length: int) -> tuple[npt.NDArray[np.float
 
 def slides_home() -> Path:
     """Return the folder of what is found in slides: ``$EOSIN_HOME/slides``, by default ``~/.cache/eosin/slides``."""
-    return Path(os.environ.get("EOSIN_HOME") or Path.home() / ".cache" / "eosin").expanduser() / "slides"
+    return eosin_home() / "slides"
 
 
 def tissue_mask(slide: Slide, indexed: IndexedSlide, tissue: TissueConfig, home: Path) -> Mask:

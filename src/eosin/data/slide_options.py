@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import math
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,12 +10,9 @@ from pydantic import Field
 
 from eosin.core.config import Config
 from eosin.core.errors import EosinError
-from eosin.slides.discover import FoundSlide
+from eosin.slides.sampling import FINER
 
-__all__ = ["FINER", "Scales", "SlideOptions", "given_mpp", "parse_slides"]
-
-FINER = 0.96
-"""A resolution serves where it is no finer than this times the slide's own: files round, 0.2525 for 0.25."""
+__all__ = ["Scales", "SlideOptions", "parse_slides"]
 
 # Sides of tiles in px, as elsewhere for images; µm/px of tiles.
 _SMALLEST, _LARGEST = 8, 8192
@@ -86,7 +79,7 @@ class Scales:
         if self.between:
             low = min(max(self.values[0], native), coarsest)
             return low * (coarsest / low) ** uniform
-        fitting = [value for value in self.values if value >= FINER * native] or [coarsest]
+        fitting = [value for value in self.values if value >= (1 - FINER) * native] or [coarsest]
         return fitting[int(uniform * len(fitting))]
 
 
@@ -111,53 +104,3 @@ def parse_slides(text: str, spec: str) -> tuple[Path, SlideOptions]:
     if not source:
         raise EosinError(f"{spec}: no slides named; write slides:DIR?mpp=0.5")
     return Path(source), SlideOptions.parse(values, spec)
-
-
-def given_mpp(found: Sequence[FoundSlide], text: str | None, spec: str) -> tuple[list[float | None], float | None]:
-    """Return what the user says of each slide's µm/px, and of that of slides whose file does not say it.
-
-    Args:
-        found: The slides.
-        text: A number, or a CSV with the columns slide and mpp, which may call a slide by its name, its file's
-            name or the last part of its name; None where nothing is said.
-        spec: What to name in an error.
-
-    Raises:
-        EosinError: If it is neither, or a row is wrong or could mean several slides.
-    """
-    if text is None:
-        return [None] * len(found), None
-    if not text.lower().endswith(".csv"):
-        return [None] * len(found), _level0_mpp(text, f"{spec}: source_mpp")
-    called: dict[str, set[str]] = defaultdict(set)
-    for slide in found:
-        for name in (slide.name, slide.path.name, slide.name.rpartition("/")[2]):
-            called[name].add(slide.name)
-    known: dict[str, float] = {}
-    try:
-        with open(Path(text).expanduser(), newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise EosinError(f"{text}: not a readable CSV ({getattr(error, 'strerror', None) or error})") from None
-    for number, row in enumerate(rows, start=1):
-        name, value = ((row.get(column) or "").strip() for column in ("slide", "mpp"))
-        if not {"slide", "mpp"} <= row.keys():
-            raise EosinError(f"{text}: expected the columns slide and mpp; it has {', '.join(map(str, row))}")
-        if not name or not value:
-            continue
-        slides = {name} if any(slide.name == name for slide in found) else called.get(name, set())
-        if len(slides) > 1:
-            raise EosinError(f"{text}: row {number}: '{name}' is the name of {len(slides)} slides; write {min(slides)}")
-        for slide_name in slides:
-            known[slide_name] = _level0_mpp(value, f"{text}: row {number}")
-    return [known.get(slide.name) for slide in found], None
-
-
-def _level0_mpp(text: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0.05 <= value <= 20:
-        raise EosinError(f"{where}: '{text}' is no µm/px between 0.05 and 20, nor a .csv of slide,mpp")
-    return value

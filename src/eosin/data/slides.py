@@ -25,11 +25,10 @@ from eosin.core.errors import EosinError
 from eosin.data.digests import digest
 from eosin.data.images import UnreadableImage
 from eosin.data.slide_index import CellSettings, IndexedSlide, Mask, index_slides, slides_home, tissue_mask
-from eosin.data.slide_options import FINER, Scales, given_mpp, parse_slides
+from eosin.data.slide_options import Scales, parse_slides
 from eosin.data.tiles import Names, Rows, Tiles, ViewSource
-from eosin.slides import Slide, UnusableSlide
-from eosin.slides.discover import find_slides
-from eosin.slides.tissue import TissueConfig
+from eosin.slides import Slide, TissueConfig, UnusableSlide, find_slides, given_mpp
+from eosin.slides.sampling import FINER
 
 __all__ = ["SlideViews", "open_slides"]
 
@@ -191,7 +190,7 @@ def _on_pixels(edge: float, last: float, step: float) -> float:
 def _read(slide: Slide, x: float, y: float, side: float, size: int) -> UInt8Array:
     """Read a square of `side` µm as uint8 [size, size, 3]: at once, or enlarged where the slide has fewer pixels."""
     native = max(slide.require_mpp())
-    if side / size >= native * FINER:
+    if side / size >= native * (1 - FINER):
         return slide.read(x, y, side / size, size, size)
     own = max(1, round(side / native))
     pixels = Image.fromarray(slide.read(x, y, side / own, own, own))
@@ -285,8 +284,10 @@ def open_slides(text: str) -> Tiles:
     found = find_slides([source], plain=options.images, remark=remarks.append)
     settings = CellSettings(scales.values[-1], options.size, options.tissue, TissueConfig())
     home = slides_home()
-    given, fallback = given_mpp(found, options.source_mpp, spec)
-    indexed = index_slides(found, given, fallback, settings, home, title=os.path.realpath(source))
+    fallback, given = given_mpp(found, options.source_mpp, f"{spec}: source_mpp", remarks)
+    indexed = index_slides(
+        found, [given.get(slide.name) for slide in found], fallback, settings, home, title=os.path.realpath(source)
+    )
     usable = [slide for slide in indexed if slide.x is not None and len(slide.x)]
     left_out = [(slide.name, _why(slide, settings)) for slide in indexed if slide.x is None or not len(slide.x)]
     if not usable:

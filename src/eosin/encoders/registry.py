@@ -11,7 +11,7 @@ from eosin.core.errors import EosinError, nearest
 from eosin.core.registry import Registry
 from eosin.encoders.base import Encoder
 
-__all__ = ["ENCODERS", "Scheme", "eosin_home", "load_encoder", "whole_number"]
+__all__ = ["ENCODERS", "Scheme", "load_encoder", "whole_number"]
 
 Options = Mapping[str, str]
 
@@ -83,8 +83,3 @@ def whole_number(options: Options, key: str, default: int, smallest: int) -> int
     if value < smallest:
         raise EosinError(f"encoder option {key}={text}: must be a whole number of at least {smallest}")
     return value
-
-
-def eosin_home() -> Path:
-    """Return the directory of weights that were placed by hand: $EOSIN_HOME, or ~/.cache/eosin."""
-    return Path(os.environ.get("EOSIN_HOME") or Path.home() / ".cache" / "eosin").expanduser()

@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from eosin.core.errors import EosinError, nearest
+from eosin.core.home import eosin_home
 from eosin.encoders.backbone import TimmEncoder, create_backbone, embedding_width
 from eosin.encoders.base import Card, Encoder
-from eosin.encoders.registry import ENCODERS, Options, Scheme, eosin_home, whole_number
+from eosin.encoders.registry import ENCODERS, Options, Scheme, whole_number
 
 __all__ = ["load_timm"]
 

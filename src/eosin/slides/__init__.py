@@ -10,6 +10,7 @@ from eosin.slides.opening import open_slide
 from eosin.slides.regions import Polygon, Regions, read_mask, read_regions, region_mask
 from eosin.slides.resample import resample_area
 from eosin.slides.slide import Slide
+from eosin.slides.tables import SlideNames, given_mpp, slide_table
 from eosin.slides.tissue import Tissue, TissueConfig, find_tissue, tissue_scale
 
 __all__ = [
@@ -21,17 +22,20 @@ __all__ = [
     "Polygon",
     "Regions",
     "Slide",
+    "SlideNames",
     "Tissue",
     "TissueConfig",
     "UnusableSlide",
     "coverage",
     "find_slides",
     "find_tissue",
+    "given_mpp",
     "lay_grid",
     "open_slide",
     "read_mask",
     "read_regions",
     "region_mask",
     "resample_area",
+    "slide_table",
     "tissue_scale",
 ]

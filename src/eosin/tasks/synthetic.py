@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 from eosin.core.console import console
 from eosin.core.errors import EosinError
 from eosin.core.files import short_hash
+from eosin.core.home import eosin_home
 from eosin.data import open_tiles
 from eosin.synthetic import TISSUES, render_tile, write_tiles
 from eosin.tasks.labelled import TASKS
@@ -43,7 +43,7 @@ def synthetic_index(options: SyntheticOptions) -> Path:
     for tissue in TISSUES:
         drawn.update(render_tile(tissue, size=32, mpp=0.5, seed=options.seed, slide=0, index=0).image.tobytes())
     key = short_hash(options.tiles, options.slides, options.size, options.seed, drawn.hexdigest())
-    home = Path(os.environ.get("EOSIN_HOME") or Path.home() / ".cache" / "eosin")
+    home = eosin_home()
     folder = home / "synthetic" / key
     index = folder / "index.csv"
     if not index.is_file():

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from eosin.core.errors import EosinError
 from eosin.core.files import file_sha256
-from eosin.slides import FoundSlide
+from eosin.slides import FoundSlide, SlideNames, given_mpp, slide_table
 from eosin.tiling.config import TilingConfig
 
 __all__ = ["Extras", "SlideJob", "make_jobs", "renamed", "slide_key"]
@@ -89,7 +86,7 @@ def make_jobs(found: Sequence[FoundSlide], config: TilingConfig, extras: Extras)
         EosinError: If a table, a folder or the regular expression is faulty.
     """
     remarks: list[str] = []
-    fallback_mpp, mpp_of = _mpp(found, extras.source_mpp, remarks)
+    fallback_mpp, mpp_of = given_mpp(found, extras.source_mpp, "--source-mpp", remarks)
     patient_of = _patients(found, extras.patient, remarks)
     files: dict[str, dict[str, Path]] = {
         "mask": _files(found, extras.masks, "masks", _MASK_SUFFIXES, remarks),
@@ -127,113 +124,11 @@ def renamed(job: SlideJob, name: str) -> SlideJob:
     return dataclasses.replace(job, name=name, key=slide_key(name))
 
 
-def _called(slide: FoundSlide) -> list[str]:
-    """Return what a table or a file may call a slide, the most exact first."""
-    name = PurePosixPath(slide.name)
-    paths = [str(slide.path), os.path.abspath(slide.path)]  # noqa: PTH100 (links stay as they are)
-    return list(dict.fromkeys([slide.name, str(name.with_name(slide.path.name)), slide.path.name, name.name, *paths]))
-
-
-class _Names:
-    """Finds the slide that a name in a table or folder means."""
-
-    def __init__(self, found: Sequence[FoundSlide]) -> None:
-        self._slides: dict[str, list[str]] = {}
-        for slide in found:
-            for name in _called(slide):
-                self._slides.setdefault(name, []).append(slide.name)
-
-    def find(self, name: str, where: str) -> str | None:
-        """Return the slide's name, or None where none is called so.
-
-        Raises:
-            EosinError: If several slides are.
-        """
-        slides = list(dict.fromkeys(self._slides.get(name, [])))
-        if name in slides:
-            return name
-        if len(slides) > 1:
-            raise EosinError(f"{where}: '{name}' is the name of {len(slides)} slides; write {' or '.join(slides[:3])}")
-        return slides[0] if slides else None
-
-
-def _table(path: Path, column: str, found: Sequence[FoundSlide], remarks: list[str]) -> dict[str, str]:
-    """Read a CSV of slide and one more column; empty cells are left out."""
-    rows = _rows(path, column)
-    names, values, unknown = _Names(found), dict[str, str](), list[str]()
-    for number, (called, value) in enumerate(rows, start=1):
-        if not called or not value:
-            continue
-        slide = names.find(called, f"{path}: row {number}")
-        if slide is None:
-            unknown.append(called)
-        elif values.setdefault(slide, value) != value:
-            raise EosinError(f"{path}: row {number} gives '{called}' a second {column}; keep one")
-    if not values and not unknown:
-        raise EosinError(f"{path}: no row has both a slide and its {column}; fill in the table")
-    if unknown:
-        remarks.append(
-            f"{path}: {len(unknown):,} rows name no slide given (first '{unknown[0]}'; write '{found[0].name}')"
-        )
-    return values
-
-
-def _rows(path: Path, column: str) -> list[tuple[str, str]]:
-    """Return the cells of the columns slide and `column`; capitals and spaces around names do not matter.
-
-    Raises:
-        EosinError: If the file cannot be read, or lacks one of them.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file, strict=True))
-    except UnicodeDecodeError:
-        raise EosinError(f"{path}: not a readable CSV (its text is not UTF-8); save it as CSV UTF-8") from None
-    except (OSError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise EosinError(f"{path}: not a readable CSV ({reason})") from None
-    present = [name.strip() for name in rows[0]] if rows else []
-    places = []
-    for wanted in ("slide", column):
-        fitting = [place for place, name in enumerate(present) if name.lower() == wanted]
-        if not fitting:
-            parted = len(present) == 1 and re.search(r"[;\t|]", present[0])
-            fix = "; part them by commas, and write numbers with a point" if parted else ""
-            columns = ", ".join(map(repr, present)) or "none"
-            raise EosinError(f"{path}: no column '{wanted}'; its columns: {columns}{fix}")
-        places.append(fitting[0])
-    # A row may be shorter than the header.
-    return [
-        (cells[places[0]].strip(), cells[places[1]].strip())
-        for cells in ([*row, *[""] * len(present)] for row in rows[1:])
-    ]
-
-
-def _mpp(found: Sequence[FoundSlide], given: str | None, remarks: list[str]) -> tuple[float | None, dict[str, float]]:
-    """Return the µm/px of slides that have none, and the µm/px of slides by name."""
-    if given is None:
-        return None, {}
-    if not given.lower().endswith(".csv"):
-        return _number(given, "--source-mpp"), {}
-    table = _table(Path(given), "mpp", found, remarks)
-    return None, {name: _number(value, f"{given}: mpp of '{name}'", "") for name, value in table.items()}
-
-
-def _number(text: str, where: str, else_a: str = " nor a .csv of slide,mpp") -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise EosinError(f"{where}: '{text}' is {'neither' if else_a else 'not'} a number{else_a}") from None
-    if not (math.isfinite(value) and 0.05 <= value <= 20):
-        raise EosinError(f"{where}: {text} µm/px is not between 0.05 and 20")
-    return value
-
-
 def _patients(found: Sequence[FoundSlide], given: str | None, remarks: list[str]) -> Callable[[FoundSlide], str | None]:
     if given is None:
         return lambda slide: None
     if given.lower().endswith(".csv"):
-        table = _table(Path(given), "patient", found, remarks)
+        table = slide_table(Path(given), "patient", found, remarks)
         return lambda slide: table.get(slide.name)
     try:
         pattern = re.compile(given)
@@ -263,10 +158,10 @@ def _files(
         return {found[0].name: given}
     if not given.is_dir():
         raise EosinError(f"{given}: no folder of {what}; give one that holds NAME{suffixes[0]} for each slide")
-    names, chosen, unknown = _Names(found), dict[str, Path](), list[str]()
+    names, chosen, unknown = SlideNames(found), dict[str, Path](), list[str]()
     for path in sorted(given.rglob("*")):
         relative = path.relative_to(given).as_posix()
-        fitting = [relative.removesuffix(suffix) for suffix in suffixes if relative.lower().endswith(suffix)]
+        fitting = [relative[: -len(suffix)] for suffix in suffixes if relative.lower().endswith(suffix)]
         if not fitting or not path.is_file() or path.name.startswith("."):
             continue
         slides = [slide for name in fitting if (slide := names.find(name, str(path)))]
