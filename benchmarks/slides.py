@@ -7,6 +7,7 @@ One JSON line a claim, medians of interleaved repeats.
   not go with ours, runs in an environment of its own: --tiatoolbox PYTHON.
 * A large synthetic pyramid to a store with two processes, against the pure work in two processes: decode the source
   tiles under each tile, encode the tile. Wall time, without Python's imports; and each process's largest memory.
+* Slides on the fly: training views against OpenSlide's regions. CPU time of one process.
 * The store: random reads without decoding; decoding tiles against the JPEG library alone; the training loader against
   that. CPU time of one process.
 """
@@ -212,16 +213,16 @@ def eosin_tile(path: Path, out: Path, processes: int) -> tuple[float, int, float
     return seconds, len(open_tiles(out)), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
 
 
-def large_slide(folder: Path, side: int, repeats: int) -> Path:
+def large_slide(folder: Path, scratch: Path, side: int, repeats: int) -> Path:
     """Tile a pyramid with two processes; returns the last store."""
     path = folder / f"pyramid-{side}.tiff"
     if not path.exists():
         write_slide(path, width=side, height=side, mpp=0.5, levels=(1, 4, 16), seed=1, tissue=0.6)
     rates: dict[str, list[float]] = {"ours": [], "pure": []}
     memory = 0.0
-    out = folder / "store"
+    out = scratch
     for turn in range(repeats):
-        out = folder / f"store-{side}-{turn}-{os.getpid()}"
+        out = scratch / f"store-{turn}"
         seconds, tiles, memory = eosin_tile(path, out, 2)
         rates["ours"].append(tiles / seconds)
         rates["pure"].append(pure_rate(path, out, 2))
@@ -292,6 +293,34 @@ def store_reading(store: Path, repeats: int) -> None:
         )
 
 
+def on_the_fly(folder: Path, side: int, repeats: int) -> None:
+    """Training views read from a slide at level 0, against OpenSlide's read_region at as many random places."""
+    path = folder / f"fly-{side}.svs"
+    if not path.exists():
+        write_slide(path, width=side, height=side, mpp=0.25, levels=(1, 4), seed=2, tissue=0.6, kind="svs")
+    os.environ["EOSIN_HOME"] = str(folder / "home")
+    tiles = open_tiles(f"slides:{path}?mpp=0.25&size=256")
+    steps = 8
+
+    def views() -> int:
+        loading = TrainingLoader(tiles, size=256, batch_size=BATCH, seed=0, steps=steps, quarantine=Quarantine(None))
+        return sum(len(batch.images) for batch in loading)
+
+    def regions() -> int:
+        generator = np.random.default_rng(0)
+        with openslide.OpenSlide(str(path)) as slide:
+            for _ in range(steps * BATCH):
+                place = generator.integers(0, side - 256, 2).tolist()
+                np.asarray(slide.read_region(tuple(place), 0, (256, 256)).convert("RGB"))
+        return steps * BATCH
+
+    seconds, counts = turns({"ours": here(views), "peer": here(regions)}, repeats)
+    ours, peer = counts["ours"] / seconds["ours"], counts["peer"] / seconds["peer"]
+    claim = "training views of 256 px read from a slide, at random places of its tissue"
+    name = "OpenSlide read_region at random places"
+    report(claim, ours, peer, name, "views/s of CPU time", ours / peer, f"{repeats} repeats of {counts['ours']} views")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
@@ -299,7 +328,7 @@ def main() -> None:
     parser.add_argument("--large-repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the pyramid is kept between runs")
     parser.add_argument("--tiatoolbox", help="the Python of an environment that has tiatoolbox")
-    parser.add_argument("--only", nargs="*", choices=["small", "large"], default=["small", "large"])
+    parser.add_argument("--only", nargs="*", choices=["small", "large", "fly"], default=["small", "large", "fly"])
     arguments = parser.parse_args()
     real = os.environ.get("EOSIN_TEST_DATA")
     with tempfile.TemporaryDirectory() as scratch:
@@ -310,7 +339,11 @@ def main() -> None:
                 path = write_slide(Path(scratch) / "small.svs", width=2220, height=2967, levels=(1,), kind="svs")
             small_slide(path, arguments.repeats, arguments.tiatoolbox)
         if "large" in arguments.only:
-            store_reading(large_slide(folder, arguments.side, arguments.large_repeats), arguments.repeats)
+            store_reading(
+                large_slide(folder, Path(scratch), arguments.side, arguments.large_repeats), arguments.repeats
+            )
+        if "fly" in arguments.only:
+            on_the_fly(folder, 8192, arguments.repeats)
 
 
 if __name__ == "__main__":

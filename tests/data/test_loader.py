@@ -88,6 +88,16 @@ def test_batches_hold_the_pixels_of_their_tiles(folder: Folder) -> None:
     assert sorted(shown[:10]) == sorted(shown[10:20]) == list(range(10))
 
 
+@pytest.mark.parametrize("block", [1, 3, 5, 4096])
+def test_the_order_is_that_of_the_samples_whatever_block_it_is_computed_by(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr("eosin.data.loader._ORDER_BLOCK", block)
+    tiles = open_tiles(folder(10))
+    for step, batch in enumerate(loader(tiles, steps=9, start_step=2), start=2):
+        np.testing.assert_array_equal(batch.indices, tiles_at(np.arange(4) + 4 * step, 10, 3))
+
+
 @pytest.mark.parametrize("kind", ["folder", "store"])
 def test_workers_change_nothing(folder: Folder, tmp_path: Path, kind: str) -> None:
     source = folder(11)

@@ -19,9 +19,9 @@ from eosin.data import Quarantine, TrainingLoader, UnreadableImage, iterate_tile
 from eosin.data import slide_index as index_module
 from eosin.data import slides as slides_module
 from eosin.data.export import export_tiles
-from eosin.data.slide_index import Mask
+from eosin.data.slide_index import Mask, tissue_mask
 from eosin.data.slide_options import Scales
-from eosin.slides import open_slide
+from eosin.slides import TissueConfig, open_slide
 from eosin.slides.grid import Grid, coverage
 
 GLASS, TISSUE = 242, (slice(300, 1000), slice(200, 1300))
@@ -508,6 +508,19 @@ def test_the_share_of_tissue_is_that_of_coverage():
         grid = Grid(x, y, width, height, 0.5, 10)
         found = [packed.share(float(a), float(b), width, height) for a, b in zip(x, y, strict=True)]
         np.testing.assert_allclose(found, coverage(mask, grid, size), atol=1e-8)
+
+
+def test_tissue_lies_where_it_is_at_the_far_end_of_a_slide(tmp_path):
+    """The last pixel of the thumbnail reaches out of the slide: its others must not move for that."""
+    edge = 4096
+    # 4,529 px of 0.5 µm are 283.06 px of 8 µm.
+    pixels = np.full((1024, 4529, 3), GLASS, np.uint8)
+    pixels[:, :edge] = (180, 80, 160)
+    path = write(tmp_path / "a.tif", pixels)
+    source = open_tiles(f"slides:{path}?size=128").source
+    with open_slide(path) as slide:
+        mask = tissue_mask(slide, source.slides[0], TissueConfig(), source.home)
+    assert mask.share(edge - 64, 256, 128, 128) == pytest.approx(0.5, abs=1e-6)
 
 
 def test_slides_can_be_exported(folder, tmp_path):

@@ -402,3 +402,15 @@ def test_tissue_lies_where_it_is_at_the_far_end_of_a_slide(tmp_path: Path, write
         chosen = plan_slide(slide, job, tmp_path).chosen
     exact = np.clip(edge - chosen.x, 0, 48) / 48
     np.testing.assert_allclose(chosen.tissue, exact, atol=1e-9)
+
+
+def test_fields_of_view_of_one_place_are_cut_together(tmp_path: Path, write: WriteSlide) -> None:
+    """Block by block of the largest tile, so that the pixels under it are decoded once."""
+    path = write(tmp_path / "s.tiff")
+    config = TilingConfig(mpp=(0.5, 1.0), size=128, minimum_tissue=0.0)
+    job = dataclasses.replace(the_job(tmp_path, "s"), config=config)
+    with open_slide(path) as slide:
+        chosen = plan_slide(slide, job, tmp_path).chosen
+    blocks = list(zip((chosen.y // 256).tolist(), (chosen.x // 256).tolist(), strict=True))
+    assert blocks == sorted(blocks)
+    assert chosen.grid[:5].tolist() == [0, 0, 0, 0, 1]
