@@ -45,7 +45,7 @@ def overlap(one, other):
 def test_a_small_region_is_not_all_specks():
     """75 µm of tissue are less than the smallest piece of a slide that counts."""
     pixels = np.random.default_rng(0).normal(PINK, 10, (128, 128, 3)).clip(0, 255)
-    assert (75**2) < TissueConfig().smallest_tissue
+    assert TissueConfig().smallest_tissue > 75**2
     assert find(pixels, (75 / 128, 75 / 128)).mask.mean() > 0.95
     ink = np.broadcast_to(np.array((30, 60, 190)), (128, 128, 3))
     assert find(ink, (75 / 128, 75 / 128)).pen.mean() > 0.95
