@@ -116,13 +116,13 @@ def tile_slides(
         EosinError: If a source, a table or a setting is faulty, the output cannot be written, or no slide has a tile.
     """
     started = time.monotonic()
+    if processes is not None and processes < 1:
+        raise EosinError(f"--jobs {processes}: give at least 1")
     remarks: list[str] = []
     found = _outside(out, find_slides(sources, plain=plain, remark=remarks.append))
     extras = extras or Extras()
     jobs, more = make_jobs(found, config, extras)
     remarks += more
-    if processes is not None and processes < 1:
-        raise EosinError(f"--jobs {processes}: give at least 1")
     records = Records(out)
     with _held(out, shard), _stopped_alike():
         records.agree(config)
@@ -148,19 +148,14 @@ def tile_slides(
         with records.folding():
             every, tiles = records.fold()
             write_sheets(out, every)
-    known = {record["slide"] for record in every}
-    gone = sorted(known - {job.name for job in jobs})
-    if gone:
-        warn(
-            f"{out}: holds {len(gone):,} slides that are not among those given (first '{gone[0]}'); they are kept; "
-            f"to take one out, remove its file from {out / 'slides'} and run again"
-        )
+    _warn_of_gone(out, every, jobs)
     _warn_of_copies(out, every)
     # A job of an array may have no slide, or none with tissue; the others go on.
     if not tiles and shard is None:
         first = every[0]
         told = f"first '{first['slide']}': {first['reason']}"
         raise EosinError(f"{out}: none of the {len(every):,} slides has a tile, see {out / 'failures.csv'} ({told})")
+    known = {record["slide"] for record in every}
     size = sum(entry["bytes"] for record in every for entry in record.get("shards", []))
     return TilingSummary(
         out=Path(out),
@@ -267,6 +262,16 @@ def _refuse_forgotten(out: Path, extras: Extras, records: Sequence[dict[str, Any
                     f"{out}: '{record['slide']}' and others were cut with {option}; give it again, or choose another "
                     "--out"
                 )
+
+
+def _warn_of_gone(out: Path, records: Sequence[dict[str, Any]], jobs: Sequence[SlideJob]) -> None:
+    """Say which slides are in the store though they were not given."""
+    gone = sorted({record["slide"] for record in records} - {job.name for job in jobs})
+    if gone:
+        warn(
+            f"{out}: holds {len(gone):,} slides that are not among those given (first '{gone[0]}'); they are kept; "
+            f"to take one out, remove its file from {out / 'slides'} and run again"
+        )
 
 
 def _warn_of_copies(out: Path, records: Sequence[dict[str, Any]]) -> None:
