@@ -287,7 +287,12 @@ def test_stopped_by_a_signal_it_leaves_nothing_unfinished(tmp_path: Path, write:
     write(tmp_path / "large.tiff", width=4096, height=4096, pattern=None)
     words = [sys.executable, "-m", "eosin.cli", "tile", str(tmp_path / "large.tiff"), "--size", "16", "--jobs", "2"]
     words += ["--minimum-tissue", "0", "--out", str(tmp_path / "out")]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as run:
+
+    def heed() -> None:
+        # A job in the background of a shell is started with SIGINT ignored, and so would be its children.
+        signal.signal(number, signal.SIG_DFL)
+
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as run:
         while run.poll() is None and not list(tmp_path.glob("out/shards/*.arrow")):
             time.sleep(0.02)
         run.send_signal(number)
