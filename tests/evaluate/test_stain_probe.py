@@ -18,7 +18,7 @@ from eosin.core.draws import stream_seed
 from eosin.core.errors import EosinError
 from eosin.core.files import DirectoryLock
 from eosin.encoders import load_encoder
-from eosin.evaluate import PROTOCOLS, Prediction, Protocol, embed, evaluate, probe_data, stain_probe
+from eosin.evaluate import PROTOCOLS, FeatureProtocol, Prediction, embed, evaluate, probe_data, stain_probe
 from eosin.evaluate.predictions import load_predictions
 from eosin.evaluate.stain_probe import StainProbeConfig
 from eosin.evaluate.stain_shift import SHIFTS, Restaining, Shift
@@ -200,7 +200,7 @@ def test_test_labels_change_no_prediction_and_no_movement(configure, tmp_path):
         np.testing.assert_array_equal(one.probabilities, two.probabilities)
 
 
-class Watched(Protocol):
+class Watched(FeatureProtocol):
     """A protocol that notes what it was handed."""
 
     name, version, reference, changes = "watched", 1, "", {}

@@ -3,19 +3,35 @@
 from eosin.evaluate import knn as _knn  # noqa: F401  (registers the protocol)
 from eosin.evaluate import logistic as _logistic  # noqa: F401
 from eosin.evaluate.embed import Embeddings, embed, embedding_key
-from eosin.evaluate.evaluation import Evaluation, ProbeData, evaluate, probe_data
+from eosin.evaluate.evaluation import Evaluation, ProbeData, evaluate, fit_of, material_of, probe_data, score
 from eosin.evaluate.metrics import METRICS, metric_value
 from eosin.evaluate.parquet import embed_to_parquet
-from eosin.evaluate.protocol import PROTOCOLS, Prediction, Protocol
+from eosin.evaluate.protocol import (
+    PROTOCOLS,
+    Answer,
+    Asked,
+    FeatureProtocol,
+    Fit,
+    Material,
+    Prediction,
+    Protocol,
+    open_protocol,
+    open_protocols,
+)
 from eosin.evaluate.stain_probe import StainProbeConfig, run_stain_probe
 from eosin.evaluate.statistics import Comparison, Predicted, bootstrap_interval, holm, paired_test
 
 __all__ = [
     "METRICS",
     "PROTOCOLS",
+    "Answer",
+    "Asked",
     "Comparison",
     "Embeddings",
     "Evaluation",
+    "FeatureProtocol",
+    "Fit",
+    "Material",
     "Predicted",
     "Prediction",
     "ProbeData",
@@ -26,9 +42,14 @@ __all__ = [
     "embed_to_parquet",
     "embedding_key",
     "evaluate",
+    "fit_of",
     "holm",
+    "material_of",
     "metric_value",
+    "open_protocol",
+    "open_protocols",
     "paired_test",
     "probe_data",
     "run_stain_probe",
+    "score",
 ]

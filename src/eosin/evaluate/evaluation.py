@@ -10,15 +10,17 @@ import numpy.typing as npt
 
 from eosin.core.errors import EosinError
 from eosin.evaluate.embed import Embeddings
-from eosin.evaluate.protocol import PROTOCOLS, Protocol
+from eosin.evaluate.protocol import Fit, Material, Prediction, Protocol, open_protocol
 from eosin.evaluate.statistics import Interval, Predicted, bootstrap_interval
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from eosin.data import Tiles
+    from eosin.encoders import Encoder
     from eosin.tasks import Task
 
-__all__ = ["Evaluation", "ProbeData", "evaluate", "probe_data"]
+__all__ = ["Evaluation", "ProbeData", "evaluate", "fit_of", "material_of", "probe_data", "score"]
 
 Rows = npt.NDArray[np.int64]
 
@@ -38,6 +40,7 @@ class ProbeData:
         groups: str [n], patient or slide; None when each image stands for itself.
         grouping: "patient", "slide" or "image".
         dropped: How many of the task's images had no features because they could not be read.
+        tiles: The images, in step with the features; None where only features are at hand.
     """
 
     features: npt.NDArray[np.float32]
@@ -50,6 +53,7 @@ class ProbeData:
     groups: npt.NDArray[np.str_] | None
     grouping: str
     dropped: int
+    tiles: Tiles | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,10 +120,31 @@ def probe_data(task: Task, embeddings: Embeddings) -> ProbeData:
         groups=None if task.groups is None else task.groups[embeddings.rows],
         grouping=task.grouping,
         dropped=dropped,
+        tiles=task.tiles if not dropped and len(embeddings.rows) == total else task.tiles.select(embeddings.rows),
     )
 
 
-def evaluate(data: ProbeData, protocol: str | Protocol, *, seed: int = 0, resamples: int = 1000) -> Evaluation:
+def material_of(data: ProbeData, encoder: Encoder | None = None, **more: Any) -> Material:
+    """Gather what a protocol may look at; `more` are further fields of `Material`."""
+    return Material(data.features, data.classes, data.groups, data.tiles, encoder, **more)
+
+
+def fit_of(data: ProbeData, seed: int = 0, fraction: float = 1.0) -> Fit:
+    """Gather a split and its labels, with those of every image that is not to be learned from blanked out (-1)."""
+    labels = np.full_like(data.labels, -1)
+    for rows in (data.train, data.val):
+        labels[rows] = data.labels[rows]
+    return Fit(labels, data.train, data.val, data.test, seed, fraction)
+
+
+def evaluate(
+    data: ProbeData,
+    protocol: str | Protocol,
+    *,
+    encoder: Encoder | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> Evaluation:
     """Run a protocol and score its predictions of the test images, with 95 % bootstrap intervals.
 
     The protocol is handed labels in which those of the test images are blanked out (-1), so that none can choose on
@@ -127,19 +152,38 @@ def evaluate(data: ProbeData, protocol: str | Protocol, *, seed: int = 0, resamp
 
     Args:
         data: Features and splits.
-        protocol: A name in `PROTOCOLS`, or a protocol with settings of its own.
+        protocol: A name in `PROTOCOLS` (with its variant, where it has several), or a protocol with settings of its
+            own and no variants.
+        encoder: What made the features; needed by protocols that look at pixels.
         seed: Of the protocol and of the resampling.
         resamples: For the intervals.
 
     Raises:
         EosinError: If the protocol is unknown or cannot be run on these splits.
     """
-    chosen_protocol = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
-    visible = data.labels.copy()
-    visible[data.test] = -1
-    prediction = chosen_protocol.run(
-        data.features, visible, data.classes, data.train, data.val, data.test, data.groups, seed
-    )
+    variants: list[str] | None = None
+    if isinstance(protocol, str):
+        asked = open_protocol(protocol)
+        if len(asked) > 1:
+            raise EosinError(f"protocol '{protocol}' has variants; name one, such as '{asked[0].shown}'")
+        protocol, variants = asked[0].protocol, [asked[0].variant]
+    material = material_of(data, encoder)
+    for answer in protocol.answers(material, [fit_of(data, seed)], variants):
+        if isinstance(answer.result, EosinError):
+            raise answer.result
+        return score(data, answer.result, seed=seed, resamples=resamples)
+    raise AssertionError(f"{type(protocol).__name__} gave no answer")
+
+
+def score(data: ProbeData, prediction: Prediction, *, seed: int = 0, resamples: int = 1000) -> Evaluation:
+    """Score a prediction of the test images, with 95 % bootstrap intervals.
+
+    Args:
+        data: The split that was fitted, with the share of its labels that was used.
+        prediction: Of the test images, in their order.
+        seed: Of the resampling.
+        resamples: For the intervals.
+    """
     groups = None if data.groups is None else data.groups[data.test]
     truth = data.labels[data.test]
     return Evaluation(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from eosin.evaluate.protocol import PROTOCOLS, Prediction, Protocol, Rows
+from eosin.evaluate.protocol import PROTOCOLS, FeatureProtocol, Prediction, Rows
 
 __all__ = ["Knn", "knn_probabilities"]
 
@@ -81,7 +81,7 @@ def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Knn(Protocol):
+class Knn(FeatureProtocol):
     """Nearest neighbours in the training images; there is nothing to choose, so validation images are not used.
 
     Attributes:

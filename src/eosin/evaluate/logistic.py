@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from eosin.core.errors import EosinError
 from eosin.evaluate.metrics import metric_value
-from eosin.evaluate.protocol import PROTOCOLS, Prediction, Protocol, Rows
+from eosin.evaluate.protocol import PROTOCOLS, FeatureProtocol, Prediction, Rows
 
 __all__ = ["Logistic", "fit_path"]
 
@@ -100,7 +100,7 @@ def _reduced(train: Floats, others: Floats) -> tuple[Floats, Floats]:
 
 
 @dataclass(frozen=True)
-class Logistic(Protocol):
+class Logistic(FeatureProtocol):
     """Logistic regression fitted on the training images only.
 
     C is the one with the highest balanced accuracy on the validation images; among equals the lower validation

@@ -31,7 +31,7 @@ from eosin.evaluate.embed import embed
 from eosin.evaluate.evaluation import ProbeData, probe_data
 from eosin.evaluate.movement import Movement, measure_movement
 from eosin.evaluate.predictions import prediction_table
-from eosin.evaluate.protocol import PROTOCOLS
+from eosin.evaluate.protocol import PROTOCOLS, FeatureProtocol
 from eosin.evaluate.stain_shift import DEFAULT_SHIFTS, NONE, Restaining, Shift, open_shifts
 from eosin.evaluate.stain_summary import summarize
 from eosin.evaluate.statistics import Interval, Predicted, bootstrap_interval, paired_test
@@ -98,7 +98,7 @@ def run_stain_probe(config: StainProbeConfig, command: str = "") -> tuple[list[R
             if an encoder cannot be used.
     """
     encoders = named_encoders(config.encoders)
-    PROTOCOLS[config.protocol]
+    _probe_of(config.protocol)
     shifts = open_shifts(config.shifts)
     out = writable_directory(config.out)
     with DirectoryLock(out):
@@ -266,6 +266,14 @@ class _Run:
         console.print(f"{told}: {'undefined' if value is None else f'{value:.3f}'}", markup=False)
 
 
+def _probe_of(name: str) -> FeatureProtocol:
+    protocol = PROTOCOLS[name]
+    if not isinstance(protocol, FeatureProtocol):
+        plain = [known for known in PROTOCOLS if isinstance(PROTOCOLS[known], FeatureProtocol)]
+        raise EosinError(f"--protocol {name}: cannot be fitted once and shown other stains; valid: {', '.join(plain)}")
+    return protocol
+
+
 def _predict(data: ProbeData, tests: Sequence[Any], protocol: str, seed: int) -> tuple[list[Any], dict[str, Any]]:
     """Fit once and predict every version of the test tiles: float64 [n, C] each, and what was chosen.
 
@@ -279,7 +287,7 @@ def _predict(data: ProbeData, tests: Sequence[Any], protocol: str, seed: int) ->
     groups = None
     if data.groups is not None:
         groups = np.concatenate([data.groups, *[data.groups[data.test]] * len(tests)])
-    prediction = PROTOCOLS[protocol].run(features, labels, data.classes, data.train, data.val, rows, groups, seed)
+    prediction = _probe_of(protocol).run(features, labels, data.classes, data.train, data.val, rows, groups, seed)
     return np.split(prediction.probabilities, len(tests)), prediction.chosen
 
 
