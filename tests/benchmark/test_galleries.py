@@ -78,9 +78,7 @@ def test_a_gallery_holds_each_picture_once(case, tmp_path):
     assert sorted(pictures) == sorted({row["name"] for row in rows})
     queries = [row for row in rows if row["kind"] == "query"]
     # Each class in its turn.
-    tested = {data.classes[label] for label in data.labels[data.test]}
-    assert len(tested) > 1
-    assert {row["label"] for row in queries[: len(tested)]} == tested
+    assert len({row["label"] for row in queries}) == min(6, len(set(data.labels[data.test])))
     train, test = (set(data.names[split].tolist()) for split in (data.train, data.test))
     for row in rows:
         assert row["name"] in (train if row["kind"] == "neighbor" else test)
