@@ -59,6 +59,8 @@ class Task:
         synthetic: Whether the images are rendered, not real.
         notes: What a reader of the scores must know, such as a class too rare to be tested.
         higher_is_better: Direction of the task's metrics.
+        licence: Licence of a public set's images; empty for a user's own.
+        data_set: Key of `DATA_SETS` of a public set; empty for others.
     """
 
     name: str
@@ -77,10 +79,20 @@ class Task:
     synthetic: bool = False
     notes: tuple[str, ...] = ()
     higher_is_better: bool = True
+    licence: str = ""
+    data_set: str = ""
 
 
 def build_task(
-    tiles: Tiles, options: TaskOptions, *, name: str, version: int, reference: str, seed: int, synthetic: bool = False
+    tiles: Tiles,
+    options: TaskOptions,
+    *,
+    name: str,
+    version: int,
+    reference: str,
+    seed: int,
+    synthetic: bool = False,
+    validate_on_test: bool = False,
 ) -> Task:
     """Check the labels and the split of `tiles`, make what is missing of the split, and return the task.
 
@@ -92,6 +104,7 @@ def build_task(
         reference: Where the labels come from.
         seed: Of the parts of the split that are made.
         synthetic: Whether the images are rendered.
+        validate_on_test: Of a given split without `val`, take `test` for it instead of cutting one from train.
 
     Raises:
         EosinError: If a label or split is missing or unknown, a class is too small, or a group crosses the split.
@@ -108,9 +121,14 @@ def build_task(
     else:
         _refuse_crossing(tiles.spec, given, groups, grouping)
         _check_classes(tiles.spec, classes, labels, given)
-        assignment, source = _completed_split(tiles.spec, given, labels, units, grouping, options, seed)
+        if validate_on_test:
+            assignment, source = given, "given; val is the test"
+        else:
+            assignment, source = _completed_split(tiles.spec, given, labels, units, grouping, options, seed)
     notes = _check_classes(tiles.spec, classes, labels, assignment)
     rows = {split: np.flatnonzero(assignment == split).astype(np.int64) for split in SPLITS}
+    if given is not None and validate_on_test:
+        rows["val"] = rows["test"]
     return Task(
         name=name,
         version=version,
