@@ -10,17 +10,22 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from eosin.encoders import timm_hub
+from eosin.encoders import hub
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty $EOSIN_HOME and Hugging Face cache, and no way to the Hub."""
+    """An empty $EOSIN_HOME and Hugging Face cache, and no way to the Hub or elsewhere."""
     folder = tmp_path / "home"
     (folder / "encoders").mkdir(parents=True)
     monkeypatch.setenv("EOSIN_HOME", str(folder))
-    monkeypatch.setattr(timm_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(timm_hub, "_reachable", lambda endpoint: False)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub, "_reachable", lambda endpoint: False)
+
+    def unreachable(address: str) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr(hub, "_open", unreachable)
     return folder
 
 

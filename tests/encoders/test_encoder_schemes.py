@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eosin.core.errors import EosinError
-from eosin.encoders import build_encoder, load_encoder, timm_hub
+from eosin.encoders import build_encoder, hub, load_encoder
 
 NAME = "resnet18.a1_in1k"
 Write = Callable[[str, Path], torch.nn.Module]
@@ -128,21 +128,21 @@ def test_offline_names_the_file_and_its_place(home: Path) -> None:
 
 
 def test_hf_hub_offline_is_respected(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timm_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(timm_hub, "_reachable", lambda endpoint: pytest.fail("asked the network"))
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "_reachable", lambda endpoint: pytest.fail("asked the network"))
     assert "HF_HUB_OFFLINE is set" in one_line(f"timm:{NAME}")
 
 
 def test_an_unreachable_endpoint_is_asked_once() -> None:
-    assert not timm_hub._reachable("http://127.0.0.1:9")
+    assert not hub._reachable("http://127.0.0.1:9")
 
 
 def test_a_failing_download_is_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> str:
+    def fail(*_: object, **__: object) -> str:
         raise OSError("first line\nsecond line")
 
-    monkeypatch.setattr(timm_hub, "_reachable", lambda endpoint: True)
-    monkeypatch.setattr(timm_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(hub, "_reachable", lambda endpoint: True)
+    monkeypatch.setattr(hub, "hf_hub_download", fail)
     message = one_line(f"timm:{NAME}")
     assert "the download failed (first line)" in message
 

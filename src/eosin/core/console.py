@@ -14,7 +14,7 @@ from rich.progress import (
 )
 from rich.table import Column
 
-__all__ = ["console", "progress_bar", "warn"]
+__all__ = ["console", "note", "progress_bar", "warn"]
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -22,6 +22,11 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 def warn(message: str) -> None:
     """Print a warning that does not stop the run."""
     console.print(f"[yellow]warning:[/yellow] {escape(message)}")
+
+
+def note(message: str) -> None:
+    """Print what the user should know, though nothing is wrong."""
+    console.print(f"[dim]note:[/dim] {escape(message)}")
 
 
 def progress_bar(*columns: str) -> Progress:

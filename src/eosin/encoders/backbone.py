@@ -11,26 +11,57 @@ from torch import Tensor, nn
 
 from eosin.core.errors import EosinError, nearest
 from eosin.encoders.attention import choose_attention
-from eosin.encoders.base import Card, Encoder
+from eosin.encoders.base import Card, Encoder, Feature, check_features
 from eosin.encoders.class_token import class_token, reads_class_token_only
+from eosin.encoders.layers import real_arguments
 
-__all__ = ["TimmEncoder", "build_encoder", "check_architecture", "create_backbone", "embedding_width", "load_state"]
+__all__ = ["TimmEncoder", "build_encoder", "check_architecture", "create_backbone", "embedding_width"]
 
 DEPTH = 4
 """Layers that a vision transformer gives as feature maps: as many as DINO's linear evaluation concatenates."""
 
 
 class TimmEncoder(Encoder):
-    """A timm network without its classifier, pooled as timm pools it: average for CNNs, CLS for most transformers."""
+    """A timm network without its classifier.
+
+    Its embedding is the card's feature: what timm pools (the average for convolutional networks, the class token for
+    most transformers), the class token, or the class token followed by the mean of the patch tokens, registers left
+    out.
+
+    Raises:
+        EosinError: If the feature needs a class token and the network has none.
+    """
 
     def __init__(self, card: Card, backbone: nn.Module) -> None:
         super().__init__(card, backbone)
+        if card.feature != "pooled" and not getattr(backbone, "has_class_token", False):
+            raise EosinError(f"{card.spec}: {card.architecture} has no class token; leave ?feature={card.feature} out")
         self._class_token_only = reads_class_token_only(backbone)
         choose_attention(backbone)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed float32 [B, 3, H, W], normalised, as [B, width]."""
-        return class_token(self.backbone, images) if self._class_token_only else self.backbone(images)
+        """Embed float32 [B, 3, H, W], normalised, as [B, width].
+
+        Raises:
+            EosinError: If the network gives anything else.
+        """
+        features = self._embed(images)
+        # What a compiler traces has been checked, or is, where it runs as it is.
+        return features if torch.compiler.is_compiling() else check_features(features, len(images), self.card)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        backbone: Any = self.backbone
+        if self.card.feature == "cls+mean_patch":
+            tokens = backbone.forward_features(images)
+            return torch.cat([tokens[:, 0], tokens[:, backbone.num_prefix_tokens :].mean(dim=1)], dim=1)
+        if self._class_token_only:
+            return class_token(backbone, images)
+        features: Tensor = backbone.forward_features(images)[:, 0] if self.card.feature == "cls" else backbone(images)
+        return features
+
+    def _pools_as_the_network(self) -> bool:
+        own = "cls" if getattr(self.backbone, "global_pool", None) == "token" else "pooled"
+        return self.card.feature in ("pooled", own)
 
     def spatial(self, images: Tensor) -> list[Tensor]:
         """Return feature maps [B, C, h, w].
@@ -78,7 +109,7 @@ def create_backbone(architecture: str, size: int, **arguments: Any) -> nn.Module
     Args:
         architecture: timm's name, with a weights tag where weights are loaded.
         size: Side of the input in pixels.
-        **arguments: Passed to `timm.create_model`.
+        **arguments: Passed to `timm.create_model`, see `layers.real_arguments`.
 
     Raises:
         EosinError: If the network cannot take that size.
@@ -86,7 +117,7 @@ def create_backbone(architecture: str, size: int, **arguments: Any) -> nn.Module
     attempts: tuple[dict[str, Any], ...] = ({"img_size": size, "dynamic_img_size": True}, {"img_size": size}, {})
     for extra in attempts:
         try:
-            backbone = timm.create_model(architecture, **extra, **arguments)
+            backbone = timm.create_model(architecture, **extra, **real_arguments(arguments))
         except TypeError as error:
             # A convolutional network has no such argument.
             if extra and any(name in str(error) for name in extra):
@@ -160,42 +191,8 @@ def build_encoder(
     return TimmEncoder(card, backbone)
 
 
-def embedding_width(backbone: nn.Module) -> int:
-    """Return the length of what a timm network without classifier puts out."""
+def embedding_width(backbone: nn.Module, feature: Feature = "pooled") -> int:
+    """Return the length of the embedding that a timm network without classifier gives."""
     network: Any = backbone
-    return int(getattr(network, "head_hidden_size", None) or network.num_features)
-
-
-def load_state(backbone: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load weights by name, all of them and nothing else.
-
-    Args:
-        backbone: The network.
-        state: Its tensors by name.
-        where: What to name in an error.
-
-    Raises:
-        EosinError: One line with the missing and unexpected names, or the first tensor of a wrong shape.
-    """
-    own = backbone.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or unexpected:
-        raise EosinError(f"{where}: {_summarize(missing, unexpected)}; is the architecture right?")
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise EosinError(
-                f"{where}: tensor '{name}' has shape {list(tensor.shape)}, the architecture needs "
-                f"{list(own[name].shape)}; is the architecture (or the size) right?"
-            )
-    with torch.no_grad():
-        backbone.load_state_dict(dict(state), strict=True)
-
-
-def _summarize(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    """Say in one line which tensors are missing and which are unexpected."""
-    parts = []
-    for kind, names in (("missing", missing), ("unexpected", unexpected)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            parts.append(f"{len(names)} {kind} tensor{'s' * (len(names) > 1)} ({', '.join(names[:3])}{more})")
-    return ", ".join(parts)
+    width = int(getattr(network, "head_hidden_size", None) or network.num_features)
+    return 2 * width if feature == "cls+mean_patch" else width

@@ -11,10 +11,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from eosin.core.config import Config
+from eosin.core.errors import EosinError
 
-__all__ = ["Card", "Encoder", "normalize"]
+__all__ = ["Card", "Encoder", "Feature", "check_features", "normalize"]
 
 Channels = tuple[float, float, float]
+Feature = Literal["pooled", "cls", "cls+mean_patch"]
 Positive = Annotated[float, Field(gt=0.0)]
 
 
@@ -41,6 +43,13 @@ class Card(Config):
     """Length of the embedding."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Arguments of timm.create_model, beside the architecture, with which the network was built."""
+    feature: Feature = "pooled"
+    """What the embedding is: as timm pools the network, the class token after the final norm, or the class token
+    followed by the mean of the patch tokens."""
+    gated: bool = False
+    """Whether the source asks for an account and for a licence to be accepted before it gives the weights."""
+    reference: str = ""
+    """Paper or page that describes the encoder."""
 
 
 class Encoder(nn.Module):
@@ -97,23 +106,52 @@ class Encoder(nn.Module):
     def fingerprint(self) -> str:
         """Identify the function this encoder computes: 16 hexadecimal digits.
 
-        SHA-256 over the pixel contract (architecture and its options, size, mean, std, interpolation) and over name,
-        dtype, shape and bytes of every tensor in the order of the names. Where the weights came from does not enter.
+        SHA-256 over the pixel contract (architecture and its options, size, mean, std, interpolation; the feature where
+        it is not the network's own pooling) and over name, dtype, shape and bytes of every tensor in the order of the
+        names. Where the weights came from does not enter.
         """
         contract = self.card.model_dump(mode="json", include=_CONTRACT)
         options = {name: value for name, value in self.card.options.items() if name not in _INITIALISATION}
         if options:
             contract["options"] = options
+        if not self._pools_as_the_network():
+            contract["feature"] = self.card.feature
         digest = hashlib.sha256(json.dumps(contract, sort_keys=True).encode())
         for name, tensor in sorted(self.backbone.state_dict().items()):
             digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
 
+    def _pools_as_the_network(self) -> bool:
+        """Whether the card's feature is what the backbone puts out by itself."""
+        return self.card.feature == "pooled"
+
 
 _CONTRACT = {"architecture", "size", "mean", "std", "interpolation"}
 # Options that choose how weights are drawn, not what is computed with them.
 _INITIALISATION = {"zero_init_last", "weight_init"}
+
+
+def check_features(features: object, batch: int, card: Card) -> Tensor:
+    """Return what a network gave for a batch if it is floating-point [batch, width].
+
+    Args:
+        features: What the network returned.
+        batch: Number of images it was given.
+        card: Its card.
+
+    Raises:
+        EosinError: If it is anything else.
+    """
+    if isinstance(features, Tensor) and features.shape == (batch, card.width) and features.is_floating_point():
+        return features
+    found = type(features).__name__
+    if isinstance(features, Tensor):
+        found = f"{str(features.dtype).removeprefix('torch.')} {list(features.shape)}"
+    raise EosinError(
+        f"{card.spec}: gave {found} for {batch} images instead of floating-point [{batch}, {card.width}]; "
+        "is the feature right (?feature=cls or ?feature=cls+mean_patch)?"
+    )
 
 
 def normalize(images: Tensor, mean: Channels, std: Channels) -> Tensor:

@@ -26,6 +26,7 @@ from eosin.core.files import atomic_directory, atomic_file, storage_errors, writ
 from eosin.encoders.backbone import TimmEncoder
 from eosin.encoders.base import Card, Encoder
 from eosin.encoders.files import save_encoder
+from eosin.encoders.layers import named_layers
 from eosin.encoders.registry import load_encoder
 
 __all__ = ["ONNX_OPSET", "TORCHVISION", "Format", "check_output", "export_encoder"]
@@ -102,6 +103,11 @@ def export_encoder(encoder: Encoder, out: Path, format: Format) -> None:
         raise EosinError(
             f"{encoder.card.architecture}: torchvision has no such network under the same names; it has "
             f"{', '.join(TORCHVISION)}; use --format timm or onnx"
+        )
+    if format == "timm" and (named := named_layers(encoder.card.options)):
+        raise EosinError(
+            f"{encoder.card.architecture}: timm's config file cannot hold its {', '.join(named)}; "
+            "use --format safetensors or onnx"
         )
     writable_directory(out.parent)
     encoder.eval()

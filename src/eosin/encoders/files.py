@@ -1,4 +1,4 @@
-"""Encoders as files: `FILE.safetensors` with a card in its header, and the one in a run directory."""
+"""Encoders as files: a card and weights of eosin's own, or the weights of others with their architecture stated."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from timm.layers import resample_abs_pos_embed
-from torch import Tensor
 
-from eosin.core.console import warn
+from eosin.core.console import note, warn
 from eosin.core.errors import EosinError
 from eosin.core.files import atomic_file
-from eosin.encoders.backbone import TimmEncoder, check_architecture, create_backbone, embedding_width, load_state
+from eosin.encoders.backbone import TimmEncoder, check_architecture, embedding_width
 from eosin.encoders.base import Card, Encoder
+from eosin.encoders.loading import load_backbone
 from eosin.encoders.random import IMAGENET_MEAN, IMAGENET_STD
-from eosin.encoders.registry import ENCODERS, Options, Scheme, whole_number
+from eosin.encoders.registry import ENCODERS, Options, Scheme, channels, feature_of, spec_of, whole_number
+from eosin.encoders.state import SUFFIXES, read_safetensors, read_torch
 
 __all__ = ["ENCODER_FILE", "load_file", "save_encoder"]
 
@@ -48,32 +45,34 @@ def save_encoder(encoder: Encoder, path: Path) -> None:
 
 
 def load_file(name: str, options: Options) -> Encoder:
-    """Load the encoder in a `.safetensors` file, or in the `encoder.safetensors` of a run directory.
+    """Load the encoder in a file of weights, or in the `encoder.safetensors` of a run directory.
 
-    A file without a card needs `?architecture=NAME`; ImageNet's normalisation is then assumed, with a warning, and
-    timm's classifier tensors are left out.
+    A file without a card needs `?architecture=NAME`. Its network is looked for however deep it lies (`state_dict`,
+    `module.`, `backbone.`, `encoder_q.`, `teacher`); heads are left out, with a note. ImageNet's normalisation is
+    assumed, with a warning, where it is not stated.
 
     Args:
         name: The path.
-        options: `size` overrides the card's; `architecture` states it where the file has no card.
+        options: `size` overrides the card's; `architecture`, `mean`, `std`, `feature` and `prefix` state what a file
+            without a card does not.
 
     Raises:
-        EosinError: If the file is absent, damaged, has no card and no architecture is given, or its tensors are not
-            those of the architecture.
+        EosinError: If the file is absent, damaged, holds Python objects, has no card and no architecture is given, or
+            its tensors are not those of the architecture.
     """
     path = _file_of(Path(name).expanduser())
-    metadata, state = _read(path)
-    if CARD_KEY in metadata:
-        card = _stored_card(metadata[CARD_KEY], path, options)
-    else:
-        card = _stated_card(path, options)
-        classifier = _classifier(card.architecture)
-        state = {key: tensor for key, tensor in state.items() if key.rpartition(".")[0] not in classifier}
-    with torch.random.fork_rng(devices=[]):
-        backbone = create_backbone(card.architecture, card.size, num_classes=0, **card.options)
-    load_state(backbone, _fitted(backbone, state), str(path))
-    spec = name + ("?" + "&".join(f"{key}={value}" for key, value in options.items()) if options else "")
-    return TimmEncoder(card.model_copy(update={"spec": spec, "width": embedding_width(backbone)}), backbone)
+    metadata, tensors = read_safetensors(path) if path.suffix == ".safetensors" else ({}, read_torch(path))
+    own = CARD_KEY in metadata
+    card = _stored_card(metadata[CARD_KEY], path, options) if own else _stated_card(path, options)
+    prefix = "none" if own else options.get("prefix")
+    backbone, selected = load_backbone(
+        card.architecture, card.size, tensors, str(path), options=card.options, prefix=prefix
+    )
+    if selected.left_out:
+        more = f" and {len(selected.left_out) - 3} more" if len(selected.left_out) > 3 else ""
+        note(f"{path}: left out {', '.join(selected.left_out[:3])}{more}, which the embedding does not use")
+    width = embedding_width(backbone, card.feature)
+    return TimmEncoder(card.model_copy(update={"spec": spec_of(name, options), "width": width}), backbone)
 
 
 def _file_of(path: Path) -> Path:
@@ -87,27 +86,19 @@ def _file_of(path: Path) -> Path:
                 f"`eosin pretrain` command again, it resumes, or take what it has: eosin export {path} --out "
                 "NAME.safetensors"
             )
-        raise EosinError(f"{path}: no {ENCODER_FILE} in this directory; give a run directory or a .safetensors file")
+        raise EosinError(f"{path}: no {ENCODER_FILE} in this directory; give a run directory or a file of weights")
     if not path.is_file():
         schemes = ", ".join(f"{scheme}:" for scheme in ENCODERS if scheme != "file")
         raise EosinError(f"{path}: no such run directory or file, and no scheme in front of it (schemes: {schemes})")
-    if path.suffix != ".safetensors":
-        raise EosinError(f"{path}: only .safetensors files are read; convert the weights to one first")
+    if path.suffix not in SUFFIXES:
+        raise EosinError(f"{path}: no file of weights by its name, which ends in {', '.join(SUFFIXES)}; rename it")
     return path
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {}), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
-        raise EosinError(f"{path}: damaged or no safetensors file ({problem}); copy it again") from None
-
-
 def _stored_card(text: str, path: Path, options: Options) -> Card:
-    if "architecture" in options:
-        raise EosinError(f"{path}: states its architecture itself; leave ?architecture= out")
+    for key in ("architecture", "mean", "std", "feature", "prefix"):
+        if key in options:
+            raise EosinError(f"{path}: states its {key} itself; leave ?{key}= out")
     try:
         values: Any = json.loads(text)
     except ValueError:
@@ -123,39 +114,27 @@ def _stated_card(path: Path, options: Options) -> Card:
     architecture = options["architecture"]
     check_architecture(architecture, str(path))
     size = whole_number(options, "size", 224, 1)
-    warn(f"{path} has no card: taken as {architecture} at {size} px with ImageNet mean and std, licence unknown")
+    mean, std = channels(options, "mean", IMAGENET_MEAN), channels(options, "std", IMAGENET_STD)
+    assumed = " and ".join(key for key in ("mean", "std") if key not in options)
+    with_statistics = f" with ImageNet {assumed}" if assumed else ""
+    warn(f"{path} has no card: taken as {architecture} at {size} px{with_statistics}, licence unknown")
     return Card(
         spec=str(path),
         architecture=architecture,
         size=size,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=mean,
+        std=std,
         licence="unknown",
         width=1,
+        feature=feature_of(options, "pooled"),
     )
-
-
-def _classifier(architecture: str) -> set[str]:
-    config = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
-    names = config.classifier if config and config.classifier else ()
-    return {names} if isinstance(names, str) else set(names)
-
-
-def _fitted(backbone: torch.nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Resample a transformer's position embedding when it was trained at another size."""
-    own, given = getattr(backbone, "pos_embed", None), state.get("pos_embed")
-    if own is None or given is None or own.shape == given.shape or given.ndim != 3 or own.shape[-1] != given.shape[-1]:
-        return state
-    prefix = int(getattr(backbone, "num_prefix_tokens", 0)) if not getattr(backbone, "no_embed_class", False) else 0
-    grid = backbone.patch_embed.grid_size  # type: ignore[union-attr]
-    return state | {"pos_embed": resample_abs_pos_embed(given, new_size=grid, num_prefix_tokens=prefix)}
 
 
 ENCODERS.register("file")(
     Scheme(
         load=load_file,
-        options=("size", "architecture"),
+        options=("size", "architecture", "mean", "std", "feature", "prefix"),
         examples=(),
-        summary="a run directory or a .safetensors file",
+        summary="a run directory or a file of weights",
     )
 )

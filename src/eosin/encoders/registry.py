@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
 
 from eosin.core.errors import EosinError, nearest
 from eosin.core.registry import Registry
-from eosin.encoders.base import Encoder
+from eosin.encoders.base import Channels, Encoder, Feature
 
-__all__ = ["ENCODERS", "Scheme", "load_encoder", "whole_number"]
+__all__ = ["ENCODERS", "Scheme", "channels", "feature_of", "load_encoder", "spec_of", "whole_number"]
 
 Options = Mapping[str, str]
 
@@ -40,8 +41,9 @@ def load_encoder(spec: str) -> Encoder:
     """Load an encoder from one string, in evaluation mode on the CPU.
 
     Args:
-        spec: `timm:NAME`, `random:NAME`, `color:NAME`, a run directory or a `.safetensors` file, with options as
-            `?key=value&key=value`. `docs/encoders.md` lists the schemes and their options.
+        spec: `pathology:NAME`, `lunit:NAME`, `timm:NAME`, `hf-hub:OWNER/NAME`, `random:NAME`, `color:NAME`, a run
+            directory or a file of weights, with options as `?key=value&key=value`. `docs/encoders.md` lists the
+            schemes and their options.
 
     Raises:
         EosinError: If the spec names nothing, an option is unknown, or the weights are absent or damaged.
@@ -83,3 +85,38 @@ def whole_number(options: Options, key: str, default: int, smallest: int) -> int
     if value < smallest:
         raise EosinError(f"encoder option {key}={text}: must be a whole number of at least {smallest}")
     return value
+
+
+def feature_of(options: Options, default: Feature) -> Feature:
+    """Read the option `feature`.
+
+    Raises:
+        EosinError: If there is no such feature.
+    """
+    value = options.get("feature", default)
+    if value not in get_args(Feature):
+        raise EosinError(f"encoder option feature={value}: {nearest(value, get_args(Feature))}")
+    return cast(Feature, value)
+
+
+def channels(options: Options, key: str, default: Channels) -> Channels:
+    """Read an option that holds one number for each of R, G, B, in 0..1, separated by slashes or commas.
+
+    Raises:
+        EosinError: If it does not.
+    """
+    if key not in options:
+        return default
+    try:
+        first, second, third = (float(part) for part in options[key].replace(",", "/").split("/"))
+    except ValueError:
+        first = second = third = -1.0
+    smallest = 1e-6 if key == "std" else 0.0
+    if not all(smallest <= value <= 1.0 for value in (first, second, third)):
+        raise EosinError(f"encoder option {key}={options[key]}: give three numbers in 0..1, such as {key}=0.7/0.5/0.6")
+    return first, second, third
+
+
+def spec_of(name: str, options: Options) -> str:
+    """Write a spec with its options."""
+    return name + ("?" + "&".join(f"{key}={value}" for key, value in options.items()) if options else "")

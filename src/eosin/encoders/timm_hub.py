@@ -7,21 +7,18 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.utils import get_session
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from eosin.core.errors import EosinError, nearest
-from eosin.core.home import eosin_home
 from eosin.encoders.backbone import TimmEncoder, create_backbone, embedding_width
 from eosin.encoders.base import Card, Encoder
+from eosin.encoders.hub import encoders_home, hub_file
 from eosin.encoders.registry import ENCODERS, Options, Scheme, whole_number
 
 __all__ = ["load_timm"]
 
 WEIGHTS = "model.safetensors"
-PROBE_SECONDS = 5.0
 
 
 def load_timm(name: str, options: Options) -> Encoder:
@@ -36,7 +33,9 @@ def load_timm(name: str, options: Options) -> Encoder:
     config = _pretrained_config(name)
     full_name = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
     size = whole_number(options, "size", int(config.input_size[-1]), 1)
-    path = _weights_path(full_name, config.hf_hub_id, config.hf_hub_filename or WEIGHTS)
+    placed = encoders_home() / f"{full_name}.safetensors"
+    path = hub_file(f"timm:{full_name}", config.hf_hub_id, [config.hf_hub_filename or WEIGHTS], placed)
+    assert path is not None
     # The random initial weights are overwritten: drawing them must not move the caller's random state.
     with torch.random.fork_rng(devices=[]):
         backbone = _load(full_name, size, path)
@@ -50,6 +49,7 @@ def load_timm(name: str, options: Options) -> Encoder:
         interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",
         licence=config.license or "unstated by timm",
         width=embedding_width(backbone),
+        reference=f"https://huggingface.co/{config.hf_hub_id}",
     )
     return TimmEncoder(card, backbone)
 
@@ -71,33 +71,6 @@ def _pretrained_config(name: str) -> Any:
     if not hint.startswith("did you mean"):
         hint = "see timm.list_models(pretrained=True) for the names"
     raise EosinError(f"timm:{name}: timm has no such network; {hint}")
-
-
-def _weights_path(name: str, repository: str, file: str) -> Path:
-    placed = eosin_home() / "encoders" / f"{name}.safetensors"
-    if placed.is_file():
-        return placed
-    cached = try_to_load_from_cache(repository, file)
-    if isinstance(cached, str):
-        return Path(cached)
-    fix = f"download {file} from huggingface.co/{repository} and place it at {placed}"
-    # The Hub's client retries for half a minute before it gives up; one short question comes first.
-    if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
-        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} is out of reach"
-        raise EosinError(f"timm:{name}: the weights are not on this machine and {reason}; {fix}")
-    try:
-        return Path(hf_hub_download(repository, file))
-    except Exception as error:
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
-        raise EosinError(f"timm:{name}: the download failed ({problem}); {fix}") from None
-
-
-def _reachable(endpoint: str) -> bool:
-    try:
-        get_session().head(endpoint, timeout=PROBE_SECONDS)
-    except Exception:
-        return False
-    return True
 
 
 def _load(name: str, size: int, path: Path) -> nn.Module:
