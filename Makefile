@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/eosin demo --out demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 install: $(STAMP)
 

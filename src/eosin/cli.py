@@ -24,6 +24,7 @@ from eosin import __version__
 from eosin.arguments import command_line, listed, output, print_help, print_verb_help, read, say
 from eosin.core.console import console
 from eosin.core.errors import EosinError, nearest
+from eosin.data_verbs import data_check, data_get, data_list
 from eosin.stain_verbs import stain_fit, stain_preview, stain_probe
 from eosin.tile_verbs import data_describe, data_export, tile
 
@@ -181,20 +182,33 @@ def evaluate(
     task: str,
     out: Path,
     protocol: str = "knn,logistic",
+    fractions: str = "1",
     seeds: str = "0",
     label_column: str = "label",
+    precision: Literal["fp32", "bf16"] = "fp32",
 ) -> int:
     """Score one encoder on one labelled task, with 95 % bootstrap intervals.
 
     Args:
-        encoder: timm:NAME, random:NAME, color:stats, a run directory or a .safetensors file.
-        task: folder:DIR, csv:FILE, store:DIR or synthetic.
+        encoder: timm:NAME, hf-hub:NAME, lunit:NAME, random:NAME, color:stats, a run directory or a weights file.
+        task: folder:DIR, csv:FILE, store:DIR, a public set such as bach:DIR, or synthetic.
         out: Output directory: results.jsonl, predictions, cached embeddings.
         protocol: Protocols, separated by commas.
+        fractions: Shares of the training and validation labels, separated by commas, such as 0.01,0.1,1.
         seeds: Seeds, separated by commas.
         label_column: Column of the label in a manifest.
+        precision: Of the encoder's passes.
     """
-    return benchmark(encoders=encoder, tasks=task, protocols=protocol, out=out, seeds=seeds, label_column=label_column)
+    return benchmark(
+        encoders=encoder,
+        tasks=task,
+        protocols=protocol,
+        fractions=fractions,
+        out=out,
+        seeds=seeds,
+        label_column=label_column,
+        precision=precision,
+    )
 
 
 def benchmark(
@@ -203,18 +217,27 @@ def benchmark(
     tasks: str,
     out: Path,
     protocols: str = "knn,logistic",
+    fractions: str = "1",
     seeds: str = "0",
     label_column: str = "label",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    batch_size: int | None = None,
+    workers: int | None = None,
 ) -> int:
     """Score encoders on tasks; what is done already is not done again.
 
     Args:
         encoders: Encoders, separated by commas, each SPEC or NAME=SPEC; {seed} in a spec stands for each seed.
-        tasks: Tasks, separated by commas: folder:DIR, csv:FILE, store:DIR or synthetic, with options after a `?`.
+        tasks: Tasks, separated by commas: folder:DIR, csv:FILE, store:DIR, a public set such as bach:DIR, or synthetic,
+            with options after a `?`.
         out: Output directory; `eosin report` makes a page of it.
-        protocols: Protocols, separated by commas.
+        protocols: Protocols, separated by commas: NAME or NAME:VARIANT, with settings after a `?`; "all" for all.
+        fractions: Shares of the training and validation labels, separated by commas, such as 0.01,0.1,1.
         seeds: Seeds, separated by commas.
         label_column: Column of the label in manifests.
+        precision: Of the encoder's passes.
+        batch_size: Tiles per forward pass; found by itself if not given.
+        workers: Processes that decode; chosen by the number of cores if not given.
     """
     from eosin.benchmark import BenchmarkConfig, print_table, run_benchmark
 
@@ -223,9 +246,13 @@ def benchmark(
             "encoders": listed(encoders),
             "tasks": listed(tasks),
             "protocols": listed(protocols),
+            "fractions": listed(fractions),
             "seeds": listed(seeds),
             "label_column": label_column,
             "out": out,
+            "precision": precision,
+            "batch_size": batch_size,
+            "workers": workers,
         },
         "benchmark",
     )
@@ -264,6 +291,9 @@ def doctor() -> int:
 VERBS: dict[str, Callable[..., int]] = {
     "demo": demo,
     "tile": tile,
+    "data list": data_list,
+    "data get": data_get,
+    "data check": data_check,
     "data pack": data_pack,
     "data describe": data_describe,
     "data export": data_export,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from eosin.benchmark.cells import OpenTask, cell_key, open_subject, subset
 from eosin.encoders import load_encoder
+from eosin.evaluate import open_protocol
 from eosin.synthetic import write_tiles
 from eosin.tasks import is_synthetic, open_task, task_content
 
@@ -61,17 +62,20 @@ def test_a_key_tells_cells_apart(index):
     task = open_task(f"csv:{index}")
     opened = OpenTask("spec", task, task_content(task), False)
     subject = open_subject("color", "color:stats", load_encoder("color:stats"))
-    base = cell_key(subject, opened, "knn", 1.0, 0)
-    assert base == cell_key(replace(subject, spec="elsewhere"), replace(opened, spec="other"), "knn", 1.0, 0)
+    (knn,), (other,), (logistic,) = (open_protocol(spec) for spec in ("knn", "knn?k=5", "logistic"))
+    base = cell_key(subject, opened, knn, 1.0, 0, "fp32")
+    assert base == cell_key(replace(subject, spec="elsewhere"), replace(opened, spec="other"), knn, 1.0, 0, "fp32")
     others = {
-        cell_key(replace(subject, name="other"), opened, "knn", 1.0, 0),
-        cell_key(replace(subject, fingerprint="0"), opened, "knn", 1.0, 0),
-        cell_key(subject, replace(opened, content="0"), "knn", 1.0, 0),
-        cell_key(subject, opened, "logistic", 1.0, 0),
-        cell_key(subject, opened, "knn", 0.5, 0),
-        cell_key(subject, opened, "knn", 1.0, 1),
+        cell_key(replace(subject, name="other"), opened, knn, 1.0, 0, "fp32"),
+        cell_key(replace(subject, fingerprint="0"), opened, knn, 1.0, 0, "fp32"),
+        cell_key(subject, replace(opened, content="0"), knn, 1.0, 0, "fp32"),
+        cell_key(subject, opened, logistic, 1.0, 0, "fp32"),
+        cell_key(subject, opened, other, 1.0, 0, "fp32"),
+        cell_key(subject, opened, knn, 0.5, 0, "fp32"),
+        cell_key(subject, opened, knn, 1.0, 1, "fp32"),
+        cell_key(subject, opened, knn, 1.0, 0, "bf16"),
     }
-    assert len(others) == 6
+    assert len(others) == 8
     assert base not in others
 
 

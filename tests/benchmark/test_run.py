@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-import eosin.benchmark.run as run_module
+import eosin.benchmark.scoring as scoring_module
 from eosin.benchmark import print_table, read_failures, read_results, run_benchmark
 from eosin.benchmark.maps import lay_out
 from eosin.benchmark.record import Record, read_comparisons
 from eosin.core.errors import EosinError, StorageError
 from eosin.core.files import DirectoryLock
-from eosin.evaluate import PROTOCOLS, Prediction, Protocol
+from eosin.evaluate import PROTOCOLS, FeatureProtocol, Prediction
 
 PASSING = ("seconds", "created", "command")
 
@@ -29,8 +29,8 @@ def results(config):
 
 def count_calls(monkeypatch, name):
     calls = []
-    real = getattr(run_module, name)
-    monkeypatch.setattr(run_module, name, lambda *args, **kwargs: (calls.append(args), real(*args, **kwargs))[1])
+    real = getattr(scoring_module, name)
+    monkeypatch.setattr(scoring_module, name, lambda *args, **kwargs: (calls.append(args), real(*args, **kwargs))[1])
     return calls
 
 
@@ -70,7 +70,7 @@ def test_a_second_call_computes_nothing_and_changes_nothing(configure, monkeypat
     config = configure()
     run_benchmark(config)
     before = {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()}
-    cells, passes = count_calls(monkeypatch, "run_cell"), count_calls(monkeypatch, "embed")
+    cells, passes = count_calls(monkeypatch, "write_cell"), count_calls(monkeypatch, "embed")
     run_benchmark(config)
     assert not cells
     assert not passes
@@ -79,7 +79,7 @@ def test_a_second_call_computes_nothing_and_changes_nothing(configure, monkeypat
 
 def test_adding_an_encoder_computes_only_it(configure, monkeypatch):
     run_benchmark(configure(encoders=("color=color:stats",)))
-    cells = count_calls(monkeypatch, "run_cell")
+    cells = count_calls(monkeypatch, "write_cell")
     config = configure()
     records = run_benchmark(config)
     assert {call[1].name for call in cells} == {"histogram"}
@@ -94,7 +94,7 @@ def test_a_killed_benchmark_goes_on_to_the_same_results(configure, monkeypatch, 
     whole = configure(out=tmp_path / "whole")
     run_benchmark(whole)
     config = configure()
-    real = run_module.run_cell
+    real = scoring_module.write_cell
     done = []
 
     def killed(*args, **kwargs):
@@ -103,12 +103,12 @@ def test_a_killed_benchmark_goes_on_to_the_same_results(configure, monkeypatch, 
         done.append(args)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(run_module, "run_cell", killed)
+    monkeypatch.setattr(scoring_module, "write_cell", killed)
     with pytest.raises(KeyboardInterrupt):
         run_benchmark(config)
     assert len(read_results(config.out)) == stop_after
-    monkeypatch.setattr(run_module, "run_cell", real)
-    calls = count_calls(monkeypatch, "run_cell")
+    monkeypatch.setattr(scoring_module, "write_cell", real)
+    calls = count_calls(monkeypatch, "write_cell")
     run_benchmark(config)
     assert len(calls) == 4 - stop_after
     assert results(config) == results(whole)
@@ -120,7 +120,7 @@ def test_damaged_and_incomplete_cells_are_computed_anew(configure, monkeypatch):
     expected = results(config)
     (config.out / "cells" / f"{records[0]['key']}.json").write_text('{"key": ')
     (config.out / records[1]["predictions"]).unlink()
-    calls = count_calls(monkeypatch, "run_cell")
+    calls = count_calls(monkeypatch, "write_cell")
     run_benchmark(config)
     assert len(calls) == 2
     assert results(config) == expected
@@ -143,7 +143,7 @@ def test_the_seed_reaches_the_encoder_and_the_split(configure, tmp_path, write_i
     assert [c["seeds"] for c in read_comparisons(config.out)] == [[0, 1]]
 
 
-class Refusing(Protocol):
+class Refusing(FeatureProtocol):
     name, version, reference, changes = "refusing", 1, "", {1: "first"}
 
     def run(self, features, labels, classes, train, val, test, groups=None, seed=0):
@@ -200,7 +200,7 @@ def test_a_full_disk_stops_at_once_and_is_no_failed_cell(configure, monkeypatch)
         raise StorageError("cells: no space left on the device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "run_cell", full)
+        patch.setattr(scoring_module, "write_cell", full)
         with pytest.raises(EosinError, match="no space left"):
             run_benchmark(configure())
     assert len(calls) == 1
@@ -217,7 +217,7 @@ def test_new_weights_replace_the_old_result(configure, tmp_path, monkeypatch):
     new = run_benchmark(second)[0]
     assert new["fingerprint"] != old["fingerprint"]
     assert [r["key"] for r in read_results(first.out)] == [new["key"]]
-    calls = count_calls(monkeypatch, "run_cell")
+    calls = count_calls(monkeypatch, "write_cell")
     run_benchmark(first)
     assert not calls
     assert [r["key"] for r in read_results(first.out)] == [old["key"]]

@@ -1,4 +1,4 @@
-"""One cell of a benchmark: its key, its labels, its probe, its two files."""
+"""One cell of a benchmark: its key, its labels, its two files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,22 @@ from eosin.benchmark.record import Record, identity
 from eosin.core.draws import stream_seed
 from eosin.core.files import atomic_file, short_hash
 from eosin.encoders import Encoder
-from eosin.evaluate import PROTOCOLS, Evaluation, ProbeData, evaluate
+from eosin.evaluate import Asked, Evaluation, Prediction, ProbeData, score
 from eosin.evaluate.cells import save_cell
 from eosin.tasks import Task
 from eosin.training.run import utc_now
 
-__all__ = ["CELLS", "OpenTask", "Subject", "cell_key", "open_subject", "run_cell", "subset"]
+__all__ = [
+    "CELLS",
+    "OpenTask",
+    "Subject",
+    "cell_key",
+    "newest",
+    "open_subject",
+    "subset",
+    "with_fraction",
+    "write_cell",
+]
 
 CELLS = "cells"
 
@@ -71,12 +81,13 @@ def open_subject(name: str, spec: str, encoder: Encoder) -> Subject:
     return Subject(name, spec, encoder, encoder.fingerprint(), run_directory(spec))
 
 
-def cell_key(subject: Subject, opened: OpenTask, protocol: str, fraction: float, seed: int) -> str:
+def cell_key(subject: Subject, opened: OpenTask, asked: Asked, fraction: float, seed: int, precision: str) -> str:
     """Return 16 hexadecimal digits over everything that determines a cell's result, and the encoder's shown name."""
-    version = PROTOCOLS[protocol].version
-    return short_hash(
-        _VERSION, subject.name, subject.fingerprint, opened.task.name, opened.content, protocol, version, fraction, seed
-    )
+    about_encoder = (subject.name, subject.fingerprint)
+    about_task = (opened.task.name, opened.content)
+    # What float32 gives keeps the name it had before there was a choice.
+    more = () if precision == "fp32" else (precision,)
+    return short_hash(_VERSION, *about_encoder, *about_task, asked.shown, asked.protocol.version, fraction, seed, *more)
 
 
 def subset(
@@ -107,42 +118,48 @@ def subset(
     return rows[np.isin(rows, chosen)]
 
 
-def run_cell(
+def with_fraction(data: ProbeData, fraction: float, seed: int) -> ProbeData:
+    """Keep a share of the training and validation labels; see `subset`."""
+    return replace(
+        data,
+        train=subset(data.labels, data.train, fraction, seed, "train"),
+        val=subset(data.labels, data.val, fraction, seed, "val"),
+    )
+
+
+def write_cell(
     out: Path,
     subject: Subject,
     opened: OpenTask,
     data: ProbeData,
+    prediction: Prediction,
     *,
     key: str,
-    protocol: str,
+    asked: Asked,
     fraction: float,
     seed: int,
     about: dict[str, Any],
     started: float,
 ) -> Record:
-    """Compute a cell and write its predictions and its record, each whole or not at all.
+    """Score a prediction and write it and its record, each whole or not at all.
 
     Args:
         out: The benchmark directory, with `cells/` and `predictions/`.
         subject: The encoder.
         opened: The task.
-        data: The task's features.
+        data: The task's features, with the share of labels that was used.
+        prediction: Of its test images.
         key: Of the cell.
-        protocol: Name of the protocol.
+        asked: The protocol.
         fraction: Share of labels.
         seed: The seed.
-        about: The record's `command` and `libraries`.
+        about: The record's `command`, `libraries` and `precision`.
         started: `time.perf_counter()` at the start of the work that belongs to this cell.
 
     Raises:
-        EosinError: If the protocol cannot be run on these splits, or the disk is full.
+        EosinError: If the disk is full.
     """
-    part = replace(
-        data,
-        train=subset(data.labels, data.train, fraction, seed, "train"),
-        val=subset(data.labels, data.val, fraction, seed, "val"),
-    )
-    result = evaluate(part, protocol, seed=seed)
+    result = score(data, prediction, seed=seed)
     predictions = f"predictions/{key}.parquet"
     with atomic_file(out / predictions) as file:
         pq.write_table(result.table(), file)
@@ -150,14 +167,16 @@ def run_cell(
         "key": key,
         **_about_encoder(subject),
         **_about_task(opened, result),
-        "protocol": protocol,
-        "protocol_version": PROTOCOLS[protocol].version,
+        "protocol": asked.shown,
+        "protocol_version": asked.protocol.version,
         "fraction": fraction,
         "seed": seed,
         "chosen": result.chosen,
         "metrics": result.metrics,
         "predictions": predictions,
         "map": None,
+        "gallery": None,
+        "precision": about["precision"],
         "libraries": about["libraries"],
         "seconds": round(time.perf_counter() - started, 3),
         "command": about["command"],
@@ -175,6 +194,8 @@ def _about_encoder(subject: Subject) -> dict[str, Any]:
         "architecture": card.architecture,
         "fingerprint": subject.fingerprint,
         "normalization": {"mean": list(card.mean), "std": list(card.std), "size": card.size},
+        "width": card.width,
+        "licence": card.licence,
         "run": None if subject.run is None else str(subject.run),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -20,7 +20,7 @@ class BenchmarkConfig(Config):
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     """Task specs."""
     protocols: Annotated[tuple[str, ...], Field(min_length=1)] = ("knn", "logistic")
-    """Names of protocols."""
+    """Protocols: NAME, NAME:VARIANT, either with ?setting=value; a name stands for all of its variants."""
     fractions: Annotated[tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...], Field(min_length=1)] = (1.0,)
     """Shares of the training and validation labels to use."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
@@ -29,8 +29,10 @@ class BenchmarkConfig(Config):
     """The benchmark directory."""
     label_column: str = "label"
     """Column of the label in manifests, unless a task spec says ?label=."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    """Tiles per forward pass."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Tiles per forward pass; null finds one that fits."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the encoder's passes; features and probes are float32 either way."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that decode; null chooses by the number of cores."""
 

@@ -13,24 +13,29 @@ __all__ = [
     "COMPARISONS",
     "FAILURES",
     "LEADERBOARD",
+    "RANKS",
     "RESULTS",
     "Comparison",
     "Estimate",
     "Failure",
     "Identity",
     "Normalization",
+    "RankedEncoder",
+    "Ranking",
     "Record",
     "Standing",
     "identity",
     "read_comparisons",
     "read_failures",
     "read_leaderboard",
+    "read_ranks",
     "read_results",
 ]
 
 RESULTS = "results.jsonl"
 LEADERBOARD = "leaderboard.jsonl"
 COMPARISONS = "comparisons.jsonl"
+RANKS = "ranks.jsonl"
 FAILURES = "failures.jsonl"
 
 Identity = tuple[str, str, str, float, int]
@@ -78,6 +83,10 @@ class Record(TypedDict):
     """Hash of weights and preprocessing."""
     normalization: Normalization
     """How pixels were prepared."""
+    width: int
+    """Length of the embedding."""
+    licence: str
+    """Licence of the weights, as their source states it."""
     run: str | None
     """Absolute path of the pre-training run directory the encoder came from, if it came from one."""
     task: str
@@ -109,7 +118,7 @@ class Record(TypedDict):
     notes: list[str]
     """What a reader of the scores must know about the task, such as a class without test images."""
     protocol: str
-    """The protocol's name."""
+    """The protocol: its name, a variant after a colon, settings other than its own after a question mark."""
     protocol_version: int
     """Version of the protocol's definition."""
     fraction: float
@@ -129,6 +138,10 @@ class Record(TypedDict):
     """Path of the per-image predictions (Parquet), relative to the benchmark directory."""
     map: str | None
     """Path of the 2-D embedding map (Parquet), relative to the benchmark directory, where one was drawn."""
+    gallery: str | None
+    """Path of the encoder's gallery of neighbors and errors (Parquet), where one was made."""
+    precision: str
+    """Of the encoder's passes: "fp32" or "bf16"."""
     libraries: dict[str, str | None]
     """Library versions."""
     seconds: float
@@ -191,6 +204,38 @@ class Comparison(TypedDict):
     """What was resampled: "patient", "slide" or "image"."""
     cells: list[str]
     """Keys of the cells compared."""
+
+
+class RankedEncoder(TypedDict):
+    """An encoder's mean rank."""
+
+    encoder: str
+    """Display name."""
+    rank: float
+    """Mean over the tasks; 1 is best."""
+
+
+class Ranking(TypedDict):
+    """Encoders ranked over several tasks under one protocol."""
+
+    protocol: str
+    """The protocol."""
+    fraction: float
+    """Share of labels used."""
+    metric: str
+    """What is ranked."""
+    tasks: list[str]
+    """Tasks on which every encoder ranked has a value."""
+    encoders: list[RankedEncoder]
+    """From the best mean rank to the worst."""
+    friedman: dict[str, float] | None
+    """`statistic` and `p` of the Friedman test; None where it cannot be made."""
+    critical_difference: float | None
+    """Difference of mean ranks from which two encoders are told apart (Nemenyi, 5 %)."""
+    cliques: list[list[str]]
+    """Groups of encoders that are not told apart."""
+    reason: str | None
+    """Why there is no ranking or no test."""
 
 
 class Failure(TypedDict):
@@ -271,6 +316,11 @@ def read_leaderboard(out: Path) -> list[Standing]:
 def read_comparisons(out: Path) -> list[Comparison]:
     """Read OUT/comparisons.jsonl; an absent file holds none."""
     return cast(list[Comparison], _read_lines(out / COMPARISONS))
+
+
+def read_ranks(out: Path) -> list[Ranking]:
+    """Read OUT/ranks.jsonl; an absent file holds none."""
+    return cast(list[Ranking], _read_lines(out / RANKS))
 
 
 def read_failures(out: Path) -> list[Failure]:

@@ -5,25 +5,19 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from eosin.benchmark.cells import (
-    CELLS,
-    OpenTask,
-    Subject,
-    cell_key,
-    newest,
-    open_subject,
-    run_cell,
-)
+from eosin.benchmark.cells import CELLS, OpenTask, Subject, newest, open_subject
 from eosin.benchmark.config import BenchmarkConfig
+from eosin.benchmark.galleries import GALLERIES, gallery_path, write_gallery
 from eosin.benchmark.maps import MAPS, map_path, write_map
 from eosin.benchmark.pooling import compare, leaderboard
+from eosin.benchmark.ranking import rank_encoders
 from eosin.benchmark.record import (
     COMPARISONS,
     FAILURES,
     LEADERBOARD,
+    RANKS,
     RESULTS,
     Failure,
     Identity,
@@ -32,14 +26,14 @@ from eosin.benchmark.record import (
     read_comparisons,
     read_failures,
 )
+from eosin.benchmark.scoring import Work, conditions
 from eosin.benchmark.table import print_table
 from eosin.core.console import console, warn
 from eosin.core.errors import EosinError, StorageError
 from eosin.core.files import DirectoryLock, writable_directory, write_json_lines
-from eosin.data import Quarantine, default_workers
 from eosin.encoders import load_encoder
 from eosin.encoders.named import NamedEncoder, named_encoders
-from eosin.evaluate import PROTOCOLS, ProbeData, embed, probe_data
+from eosin.evaluate import Asked, ProbeData, open_protocols
 from eosin.evaluate.cells import load_cells
 from eosin.tasks import is_synthetic, open_task, task_content
 from eosin.training.run import environment, utc_now
@@ -47,7 +41,10 @@ from eosin.training.run import environment, utc_now
 __all__ = ["COMPARED", "run_benchmark"]
 
 COMPARED = "balanced_accuracy"
-"""The metric of the paired tests."""
+"""The metric of the paired tests and of the ranks."""
+
+_WRITTEN_EVERY = 20.0
+"""Seconds between two writings of results.jsonl; every cell is a file of its own at once."""
 
 
 def run_benchmark(config: BenchmarkConfig, command: str = "") -> list[Record]:
@@ -68,13 +65,12 @@ def run_benchmark(config: BenchmarkConfig, command: str = "") -> list[Record]:
             some cells failed; these are listed in OUT/failures.jsonl.
     """
     encoders = named_encoders(config.encoders)
-    for protocol in config.protocols:
-        PROTOCOLS[protocol]
+    asked = open_protocols(config.protocols)
     out = writable_directory(config.out)
     with DirectoryLock(out):
-        for name in (CELLS, "predictions", MAPS):
+        for name in (CELLS, "predictions", MAPS, GALLERIES):
             writable_directory(out / name)
-        run = _Run(config, encoders, command)
+        run = _Run(config, encoders, asked, command)
         run.compute()
         records = run.finish()
     run.complain(records)
@@ -84,13 +80,19 @@ def run_benchmark(config: BenchmarkConfig, command: str = "") -> list[Record]:
 class _Run:
     """One call: the plan, what is done, and what failed."""
 
-    def __init__(self, config: BenchmarkConfig, encoders: Sequence[NamedEncoder], command: str) -> None:
+    def __init__(
+        self, config: BenchmarkConfig, encoders: Sequence[NamedEncoder], asked: Sequence[Asked], command: str
+    ) -> None:
         self.config = config
         self.encoders = encoders
+        self.asked = asked
+        self.conditions = conditions(asked, config.fractions)
+        self.written = 0.0
         self.out = config.out
         described = environment(command)
         self.command = command
-        self.about = {"command": command, "libraries": {"python": described["python"], **described["libraries"]}}
+        libraries = {"python": described["python"], **described["libraries"]}
+        self.about = {"command": command, "libraries": libraries, "precision": config.precision}
         self.done: dict[str, Record] = load_cells(self.out, CELLS, identity)
         self.records: dict[Identity, Record] = {identity(record): record for record in newest(list(self.done.values()))}
         self.planned: list[Identity] = []
@@ -104,6 +106,13 @@ class _Run:
     def compute(self) -> None:
         """Compute the missing cells."""
         self._refuse_equal_task_names()
+        try:
+            self._compute()
+        except KeyboardInterrupt:
+            self._write_results()
+            raise
+
+    def _compute(self) -> None:
         for encoder in self.encoders:
             seeds: dict[str, list[int]] = defaultdict(list)
             for seed in self.config.seeds:
@@ -139,99 +148,83 @@ class _Run:
         except EosinError as error:
             for task in self.config.tasks:
                 for seed in seeds:
-                    self._fail(name, task, seed, self._conditions(), error)
+                    self._fail(name, task, seed, self.conditions, error)
             return
         for task in self.config.tasks:
+            # Seeds under which the tiles are the same share one pass over them, and are fitted together.
+            shared: dict[str, dict[int, OpenTask]] = defaultdict(dict)
             for seed in seeds:
                 opened = self._open(task, seed)
-                try:
-                    if isinstance(opened, EosinError):
-                        raise opened
-                    self._scores(subject, opened, seed)
-                except StorageError:
-                    raise
-                except EosinError as error:
-                    self._fail(name, task, seed, self._conditions(), error)
+                if isinstance(opened, EosinError):
+                    self._fail(name, task, seed, self.conditions, opened)
+                else:
+                    shared[opened.task.tiles.content_hash()][seed] = opened
+            for group in shared.values():
+                self._scores(Work(self.config, self.asked, subject, group, self.about), task)
 
-    def _conditions(self) -> list[tuple[str, float]]:
-        return [(protocol, fraction) for protocol in self.config.protocols for fraction in self.config.fractions]
-
-    def _scores(self, subject: Subject, opened: OpenTask, seed: int) -> None:
-        """Compute the cells of an encoder, a task and a seed from one pass over the tiles."""
-        keys = {entry: cell_key(subject, opened, *entry, seed) for entry in self._conditions()}
-        for key in keys.values():
-            if key in self.done:
-                # The same weights may have moved since.
-                run = None if subject.run is None else str(subject.run)
-                self._keep({**self.done[key], "spec": subject.spec, "run": run})
-        missing = [entry for entry, key in keys.items() if key not in self.done]
-        drawn = self.out / map_path(subject.name, subject.fingerprint, opened.content)
-        map_wanted = seed == self.config.seeds[0] and not drawn.is_file()
-        if not missing and not map_wanted:
+    def _scores(self, work: Work, task: str) -> None:
+        """Compute the cells of an encoder and a task under some seeds."""
+        subject, keys = work.subject, work.keys()
+        missing = [cell for cell, key in keys.items() if key not in self.done]
+        for cell in keys.keys() - set(missing):
+            # The same weights may have moved since.
+            run = None if subject.run is None else str(subject.run)
+            self._keep({**self.done[keys[cell]], "spec": subject.spec, "run": run})
+        if not missing and not self._undrawn(work):
             return
-        started = time.perf_counter()
-        data = self._features(subject, opened)
-        for protocol, fraction in missing:
-            self._cell(subject, opened, data, protocol, fraction, seed, keys[protocol, fraction], started)
-            started = time.perf_counter()
-        if map_wanted:
-            self._draw(drawn, subject, opened, data, seed)
-
-    def _features(self, subject: Subject, opened: OpenTask) -> ProbeData:
-        workers = default_workers() if self.config.workers is None else self.config.workers
-        embeddings = embed(
-            subject.encoder,
-            opened.task.tiles,
-            batch_size=self.config.batch_size,
-            workers=workers,
-            cache=self.out / "embeddings",
-            quarantine=Quarantine(self.out / "quarantine.jsonl"),
-        )
-        return probe_data(opened.task, embeddings)
-
-    def _cell(
-        self,
-        subject: Subject,
-        opened: OpenTask,
-        data: ProbeData,
-        protocol: str,
-        fraction: float,
-        seed: int,
-        key: str,
-        started: float,
-    ) -> None:
         try:
-            record = run_cell(
-                self.out,
-                subject,
-                opened,
-                data,
-                key=key,
-                protocol=protocol,
-                fraction=fraction,
-                seed=seed,
-                about=self.about,
-                started=started,
-            )
+            embeddings = work.embeddings()
         except StorageError:
             raise
         except EosinError as error:
-            self._fail(subject.name, opened.spec, seed, [(protocol, fraction)], error)
+            for seed in work.opened:
+                self._fail(subject.name, task, seed, self.conditions, error)
             return
+        data, failed = work.data(embeddings)
+        for seed, reason in failed.items():
+            self._fail(subject.name, task, seed, self.conditions, reason)
+        for cell, result in work.results(embeddings, data, [cell for cell in missing if cell[2] in data]):
+            protocol, fraction, seed = cell
+            if isinstance(result, EosinError):
+                self._fail(subject.name, task, seed, [(protocol, fraction)], result)
+            else:
+                self._told(result, keys[cell])
+        self._draw(work, data)
+        self._write_results()
+
+    def _told(self, record: Record, key: str) -> None:
         self.done[key] = record
         self._keep(record)
-        self._write_results()
+        if time.monotonic() - self.written > _WRITTEN_EVERY:
+            self._write_results()
         value = record["metrics"][COMPARED]["value"]
         shown = "undefined" if value is None else f"{value:.3f}"
-        labels = "" if fraction == 1.0 else f" | {100 * fraction:g} % of labels"
-        console.print(f"{subject.name} | {opened.task.name} | {protocol}{labels} | seed {seed}: {shown}", markup=False)
+        labels = "" if record["fraction"] == 1.0 else f" | {100 * record['fraction']:g} % of labels"
+        told = f"{record['encoder']} | {record['task']} | {record['protocol']}{labels} | seed {record['seed']}: {shown}"
+        console.print(told, markup=False)
 
-    def _draw(self, path: Path, subject: Subject, opened: OpenTask, data: ProbeData, seed: int) -> None:
-        for protocol, fraction in sorted(self._conditions(), key=lambda entry: -entry[1]):
+    def _undrawn(self, work: Work) -> bool:
+        opened = work.opened.get(self.config.seeds[0])
+        return opened is not None and not (self.out / _map_path(work.subject, opened)).is_file()
+
+    def _draw(self, work: Work, data: dict[int, ProbeData]) -> None:
+        """Make the map and the gallery of the first seed, by the first protocol that has a result."""
+        seed, subject = self.config.seeds[0], work.subject
+        opened = work.opened.get(seed)
+        if opened is None or seed not in data:
+            return
+        for protocol, fraction in sorted(self.conditions, key=lambda entry: (-entry[1], ":" in entry[0])):
             record = self.records.get((subject.name, opened.task.name, protocol, fraction, seed))
             if record is not None and record["task_hash"] == opened.content:
                 predictions = self.out / record["predictions"]
-                write_map(path, opened.task, data, seed=seed, predictions=predictions, predicted_by=protocol)
+                drawn = self.out / _map_path(subject, opened)
+                if not drawn.is_file():
+                    write_map(drawn, opened.task, data[seed], seed=seed, predictions=predictions, predicted_by=protocol)
+                shown = self.out / gallery_path(subject.name, subject.fingerprint, opened.content, protocol)
+                if not shown.is_file():
+                    write_gallery(
+                        shown, opened.task, data[seed], predictions=predictions, predicted_by=protocol, seed=seed
+                    )
                 return
 
     def _keep(self, record: Record) -> None:
@@ -269,7 +262,7 @@ class _Run:
         names = [encoder.name for encoder in self.encoders]
         opened = [self.tasks.get((spec, self.config.seeds[0])) for spec in self.config.tasks]
         tasks = [entry.task.name for entry in opened if isinstance(entry, OpenTask)]
-        protocols = list(self.config.protocols)
+        protocols = [entry.shown for entry in self.asked]
 
         def order(record: Record) -> tuple[Any, ...]:
             return (
@@ -284,10 +277,14 @@ class _Run:
 
     def _write_results(self) -> None:
         records = self._sorted()
+        there = {str(path.relative_to(self.out)) for name in (MAPS, GALLERIES) for path in (self.out / name).iterdir()}
         for record in records:
-            path = map_path(record["encoder"], record["fingerprint"], record["task_hash"])
-            record["map"] = path if (self.out / path).is_file() else None
+            about = (record["encoder"], record["fingerprint"], record["task_hash"])
+            drawn, shown = map_path(*about), gallery_path(*about, record["protocol"])
+            record["map"] = drawn if drawn in there else None
+            record["gallery"] = shown if shown in there else None
         write_json_lines(self.out / RESULTS, records)
+        self.written = time.monotonic()
 
     def finish(self) -> list[Record]:
         """Write the files that join the cells; return the records asked for."""
@@ -298,8 +295,10 @@ class _Run:
             return []
         self._write_results()
         records = self._sorted()
-        write_json_lines(self.out / LEADERBOARD, leaderboard(self.out, records))
+        standings = leaderboard(self.out, records)
+        write_json_lines(self.out / LEADERBOARD, standings)
         write_json_lines(self.out / COMPARISONS, compare(self.out, records, COMPARED, read_comparisons(self.out)))
+        write_json_lines(self.out / RANKS, rank_encoders(standings, COMPARED))
         planned = set(self.planned)
         return [record for record in records if identity(record) in planned]
 
@@ -316,6 +315,10 @@ class _Run:
             f"{len(self.failures)} of {total} results are missing, listed in {self.out / FAILURES} (first: {reason}); "
             "the same command computes only these"
         )
+
+
+def _map_path(subject: Subject, opened: OpenTask) -> str:
+    return map_path(subject.name, subject.fingerprint, opened.content)
 
 
 def _place(name: str, order: Sequence[str]) -> tuple[int, str]:

@@ -257,9 +257,9 @@ def open_protocol(spec: str) -> list[Asked]:
 
 
 def open_protocols(specs: Sequence[str]) -> list[Asked]:
-    """Read several specs, in order, each protocol and variant once."""
+    """Read several specs, in order, each protocol and variant once; "all" stands for every protocol."""
     asked: dict[str, Asked] = {}
-    for spec in specs:
+    for spec in [name for spec in specs for name in (list(PROTOCOLS) if spec == "all" else [spec])]:
         for entry in open_protocol(spec):
             asked.setdefault(entry.shown, entry)
     return list(asked.values())
