@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats as scipy_statistics
 from sklearn.metrics import balanced_accuracy_score
 
 from eosin.core.errors import EosinError
 from eosin.evaluate import statistics
 from eosin.evaluate.metrics import METRICS, metric_value, prepare
-from eosin.evaluate.statistics import Predicted, bootstrap_interval, bootstrap_statistic, holm, paired_test
+from eosin.evaluate.statistics import (
+    Predicted,
+    bootstrap_interval,
+    bootstrap_statistic,
+    holm,
+    paired_test,
+    predicted_intervals,
+)
 
 
 def sample(seed: int, n: int, classes: int = 3, skill: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -130,8 +138,10 @@ def test_a_single_group_gives_no_interval_and_says_why():
 def test_resamples_that_lack_a_class_are_counted_over_the_others():
     truth = np.array([0] * 30 + [1])
     probabilities = np.where((truth == 0)[:, None], [[0.9, 0.1]], [[0.2, 0.8]])
-    got = bootstrap_interval(truth, probabilities)
-    for name in METRICS:
+    names = [name for name in METRICS if name != "calibration_error"]
+    got = bootstrap_interval(truth, probabilities, metrics=names)
+    assert list(got) == names
+    for name in names:
         assert (got[name]["value"], got[name]["low"], got[name]["high"]) == (1.0, 1.0, 1.0)
 
 
@@ -289,3 +299,109 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(values, level):
             break
         rejected.add(int(index))
     assert set(np.flatnonzero(holm(values) <= level).tolist()) == rejected
+
+
+def test_what_a_change_cost_is_paired_with_the_unchanged_images():
+    truth, after = sample(20, 60, skill=0.5)
+    before = sample(21, 60, skill=3.0)[1]
+    groups = np.array([f"p{i // 5}" for i in range(60)])
+    moved = np.random.default_rng(22).random(60)
+    whole = Predicted(np.arange(60), truth, after, groups, unchanged=before, moved=moved)
+    got = predicted_intervals(whole, seed=3, resamples=80)
+    plain = bootstrap_interval(truth, after, groups, seed=3, resamples=80)
+    assert {name: got[name] for name in METRICS} == plain
+    assert set(got) == {*METRICS, "accuracy_lost", "balanced_accuracy_lost", "embedding_moved"}
+    for lost, metric in (("accuracy_lost", "accuracy"), ("balanced_accuracy_lost", "balanced_accuracy")):
+        test = paired_test(
+            [Predicted(np.arange(60), truth, before, groups)], [Predicted(np.arange(60), truth, after, groups)],
+            metric, seed=3, resamples=80,
+        )  # fmt: skip
+        assert [got[lost][key] for key in ("value", "low", "high")] == pytest.approx(
+            [test.difference, test.low, test.high], abs=1e-12
+        )
+        # Resampled apart, the two would have a far wider interval.
+        assert got[lost]["value"] > 0
+    means = []
+    for row in np.random.default_rng(statistics.stream_seed(3, "bootstrap")).integers(0, 12, size=(80, 12)):
+        names = np.unique(groups)[row]
+        means.append(np.mean(np.concatenate([moved[groups == name] for name in names])))
+    assert got["embedding_moved"]["value"] == pytest.approx(moved.mean())
+    low, high = np.percentile(means, [2.5, 97.5])
+    assert [got["embedding_moved"]["low"], got["embedding_moved"]["high"]] == pytest.approx([low, high])
+
+
+def test_votes_are_resampled_as_expectations_and_not_compared_with_probabilities():
+    truth, shares = sample(23, 30)
+    votes = Predicted(np.arange(30), truth, shares, votes=True)
+    got = predicted_intervals(votes, resamples=20)
+    assert got["accuracy"]["value"] == pytest.approx(shares[np.arange(30), truth].mean())
+    assert got["calibration_error"]["value"] is None
+    assert "no probability" in got["calibration_error"]["reason"]
+    same = paired_test([votes], [votes], "accuracy", permutations=100)
+    assert (same.difference, same.p) == (0.0, 1.0)
+    other = Predicted(np.arange(30), truth, np.roll(shares, 1, axis=1), votes=True)
+    test = paired_test([votes], [other], "accuracy", permutations=200)
+    expected = (shares - np.roll(shares, 1, axis=1))[np.arange(30), truth].mean()
+    assert test.difference == pytest.approx(expected)
+    with pytest.raises(EosinError, match="shares of votes"):
+        paired_test([votes], [Predicted(np.arange(30), truth, shares)], "accuracy")
+
+
+def test_spread_of_voters_is_that_of_a_loop():
+    rng = np.random.default_rng(24)
+    truth, decisions = rng.integers(0, 3, 25), rng.integers(0, 3, (11, 25))
+    got = statistics.spread_of_voters(truth, decisions, 3)
+    assert set(got) == {"accuracy", "balanced_accuracy", "macro_f1"}
+    for name, value in got.items():
+        each = [metric_value(name, truth, np.eye(3)[row]) for row in decisions]
+        assert value == pytest.approx(np.std(each, ddof=1))
+    assert statistics.spread_of_voters(truth, decisions[:1], 3)["accuracy"] is None
+
+
+def test_bootstrap_agrees_with_scipy():
+    truth, probabilities = sample(25, 80, skill=1.0)
+    hits = (probabilities.argmax(axis=1) == truth).astype(float)
+    theirs = scipy_statistics.bootstrap(
+        (hits,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval  # fmt: skip
+    ours = bootstrap_interval(truth, probabilities, seed=1, resamples=20_000, metrics=["accuracy"])["accuracy"]
+    assert [ours["low"], ours["high"]] == pytest.approx([theirs.low, theirs.high], abs=0.0126)
+
+
+def test_paired_bootstrap_agrees_with_scipy():
+    truth, one = sample(26, 80, skill=2.0)
+    two = sample(27, 80, skill=0.5)[1]
+    hits = [(p.argmax(axis=1) == truth).astype(float) for p in (one, two)]
+    theirs = scipy_statistics.bootstrap(
+        tuple(hits), lambda a, b, axis=-1: a.mean(axis=axis) - b.mean(axis=axis), n_resamples=20_000, paired=True,
+        method="percentile", rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    pair = [[Predicted(np.arange(80), truth, p)] for p in (one, two)]
+    ours = paired_test(*pair, "accuracy", seed=1, resamples=20_000, permutations=10)
+    assert [ours.low, ours.high] == pytest.approx([theirs.low, theirs.high], abs=0.0126)
+
+
+def test_exact_sign_flips_are_scipys_permutations():
+    truth, one = sample(28, 12, skill=2.0)
+    two = sample(29, 12, skill=0.2)[1]
+    hits = [(p.argmax(axis=1) == truth).astype(float) for p in (one, two)]
+    theirs = scipy_statistics.permutation_test(
+        tuple(hits), lambda a, b: a.mean() - b.mean(), permutation_type="samples", n_resamples=np.inf
+    )
+    ours = paired_test(*[[Predicted(np.arange(12), truth, p)] for p in (one, two)], "accuracy", resamples=10)
+    assert ours.exact
+    assert ours.p == pytest.approx(theirs.pvalue, abs=1e-12)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_is_its_step_down_procedure(values):
+    adjusted = holm(values)
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    for level in (0.01, 0.05, 0.2, 0.5):
+        rejected = set()
+        for step, index in enumerate(order):
+            if values[index] > level / (len(values) - step) + 1e-15:
+                break
+            rejected.add(index)
+        near = {i for i, value in enumerate(adjusted) if abs(value - level) < 1e-12}
+        assert {i for i, value in enumerate(adjusted) if value <= level} - near == rejected - near

@@ -14,9 +14,8 @@ import numpy.typing as npt
 from eosin.benchmark.record import Comparison, Estimate, Record, Standing, read_leaderboard
 from eosin.core.draws import stream_seed
 from eosin.core.errors import EosinError
-from eosin.evaluate.metrics import METRICS, Scored, prepare
 from eosin.evaluate.predictions import load_predictions
-from eosin.evaluate.statistics import holm, paired_test
+from eosin.evaluate.statistics import Measured, holm, paired_test, spread
 
 __all__ = ["compare", "leaderboard", "pool"]
 
@@ -94,34 +93,35 @@ def _pooled_intervals(out: Path, records: Sequence[Record]) -> dict[str, tuple[f
         seeds = [load_predictions(out, record) for record in records]
     except EosinError:
         return {}
-    scored = [prepare(seed.truth, seed.probabilities) for seed in seeds]
+    measured = [Measured(seed) for seed in seeds]
     labels = [np.asarray(s.names if s.groups is None else s.groups).astype(str) for s in seeds]
     unique, units = np.unique(np.concatenate(labels), return_inverse=True)
     if len(unique) < 2:
         return {}
-    rows = np.split(units, np.cumsum([len(part) for part in labels])[:-1])
+    rows = np.split(units.astype(np.int64), np.cumsum([len(part) for part in labels])[:-1])
     draws: dict[str, list[npt.NDArray[np.float64]]] = defaultdict(list)
     for weights in _weight_blocks(len(unique), sum(map(len, rows))):
-        for name in METRICS:
-            draws[name].append(_mean_over_seeds(name, scored, rows, weights))
+        for name, values in _mean_over_seeds(measured, rows, weights).items():
+            draws[name].append(values)
     return {name: _percentiles(np.concatenate(blocks)) for name, blocks in draws.items()}
 
 
 def _weight_blocks(units: int, images: int) -> Iterator[npt.NDArray[np.float64]]:
-    """Yield blocks [r, units] of how often each unit was drawn, some 32 MiB of image weights each."""
+    """Yield blocks [r, units] of how often each unit was drawn, some 4 MiB of image weights each."""
     generator = np.random.default_rng(stream_seed(0, "pooled bootstrap"))
-    block = max(1, (1 << 22) // max(units, images))
+    block = max(1, (1 << 19) // max(units, images))
     for start in range(0, _RESAMPLES, block):
         size = min(block, _RESAMPLES - start)
         yield generator.multinomial(units, np.full(units, 1.0 / units), size=size).astype(np.float64)
 
 
 def _mean_over_seeds(
-    metric: str, scored: list[Scored], rows: list[npt.NDArray[np.int64]], weights: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    with np.errstate(invalid="ignore"):
-        values = [METRICS[metric].compute(s, weights[:, r]) for s, r in zip(scored, rows, strict=True)]
-    return np.asarray(np.mean(values, axis=0))
+    measured: list[Measured], rows: list[npt.NDArray[np.int64]], weights: npt.NDArray[np.float64]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Average what every seed was measured for, such as a change's cost, which a seed may lack."""
+    values = [seed(spread(weights, row)) for seed, row in zip(measured, rows, strict=True)]
+    common = [name for name in values[0] if all(name in others for others in values)]
+    return {name: np.asarray(np.mean([seed[name] for seed in values], axis=0)) for name in common}
 
 
 def _percentiles(values: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from eosin.core.errors import EosinError
 from eosin.evaluate.embed import Embeddings
 from eosin.evaluate.protocol import Fit, Material, Prediction, Protocol, open_protocol
-from eosin.evaluate.statistics import Interval, Predicted, bootstrap_interval
+from eosin.evaluate.statistics import Interval, Predicted, predicted_intervals, spread_of_voters
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -98,6 +98,11 @@ def probe_data(task: Task, embeddings: Embeddings) -> ProbeData:
     total = len(task.tiles)
     if embeddings.total != total:
         raise EosinError(f"{task.name}: embeddings of {embeddings.total} tiles for a task of {total}; embed its tiles")
+    if embeddings.missing:
+        raise EosinError(
+            f"{task.name}: {embeddings.missing:,} of {total:,} tiles are left to other jobs; embed once more without "
+            "a shard, to join the parts"
+        )
     position = np.full(total, -1, dtype=np.int64)
     position[embeddings.rows] = np.arange(len(embeddings.rows))
     splits = {name: position[getattr(task, name)] for name in ("train", "val", "test")}
@@ -178,6 +183,9 @@ def evaluate(
 def score(data: ProbeData, prediction: Prediction, *, seed: int = 0, resamples: int = 1000) -> Evaluation:
     """Score a prediction of the test images, with 95 % bootstrap intervals.
 
+    Where the prediction is of changed pixels, the metrics lost (`accuracy_lost`, `balanced_accuracy_lost`: unchanged
+    minus changed, paired) and the mean movement of the embeddings (`embedding_moved`) stand beside the metrics.
+
     Args:
         data: The split that was fitted, with the share of its labels that was used.
         prediction: Of the test images, in their order.
@@ -186,11 +194,23 @@ def score(data: ProbeData, prediction: Prediction, *, seed: int = 0, resamples: 
     """
     groups = None if data.groups is None else data.groups[data.test]
     truth = data.labels[data.test]
+    predicted = Predicted(
+        data.names[data.test],
+        truth,
+        prediction.probabilities,
+        groups,
+        prediction.votes,
+        prediction.unchanged,
+        prediction.moved,
+    )
+    chosen = prediction.chosen
+    if prediction.decisions is not None:
+        chosen = {**chosen, "sd": spread_of_voters(truth, prediction.decisions, len(data.classes))}
     return Evaluation(
-        metrics=bootstrap_interval(truth, prediction.probabilities, groups, seed, resamples),
-        chosen=prediction.chosen,
+        metrics=predicted_intervals(predicted, seed, resamples),
+        chosen=chosen,
         classes=data.classes,
-        predicted=Predicted(data.names[data.test], truth, prediction.probabilities, groups),
+        predicted=predicted,
         grouping=data.grouping,
         n_train=len(data.train),
         n_val=len(data.val),

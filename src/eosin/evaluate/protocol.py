@@ -98,6 +98,8 @@ class Prediction:
         unchanged: float64 [n_test, C], probabilities of the same images before their pixels were changed; None where
             nothing was changed. Metrics lost are measured against them.
         moved: float64 [n_test], cosine distance of each test image's embedding to that of the unchanged image.
+        decisions: int [V, n_test], the class that each of V voters said, where `votes`; scoring adds the standard
+            deviation over them to `chosen` (as "sd") and lets them go.
     """
 
     probabilities: Floats
@@ -105,6 +107,7 @@ class Prediction:
     votes: bool = False
     unchanged: Floats | None = None
     moved: Floats | None = None
+    decisions: npt.NDArray[Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
