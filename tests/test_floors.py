@@ -30,6 +30,7 @@ FLOORS = {
     "demo": 8,
     "doctor": 8,
     "arguments": 8,
+    "data_verbs": 9,
     "stain_verbs": 9,
     "tile_verbs": 9,
     "cli": 10,
