@@ -22,6 +22,7 @@ __all__ = [
     "append_json_line",
     "atomic_directory",
     "atomic_file",
+    "directory_held",
     "file_sha256",
     "output_file",
     "read_json_lines",
@@ -326,3 +327,38 @@ class DirectoryLock:
                 self._file.close()
             _held.discard(self._file)
             self._file = None
+
+
+@contextlib.contextmanager
+def directory_held(directory: Path, shard: tuple[int, int] | None = None) -> Iterator[None]:
+    """Hold an output directory: alone, or with the other jobs of an array.
+
+    Args:
+        directory: The directory; must exist.
+        shard: (i, n): this is the i-th, counted from 0, of n jobs that share the directory.
+
+    Raises:
+        EosinError: If it is held by others, or by jobs of another division.
+    """
+    if shard is None:
+        with DirectoryLock(directory):
+            yield
+        return
+    number, count = shard
+    array = f".lock-of-{count}"
+    with (
+        DirectoryLock(directory, shared=True),
+        DirectoryLock(directory, array, shared=True),
+        DirectoryLock(directory, f".lock-{number}-of-{count}"),
+    ):
+        # Parts of another division would be of the same work.
+        for other in directory.glob(".lock-of-*"):
+            try:
+                with DirectoryLock(directory, other.name) if other.name != array else contextlib.nullcontext():
+                    pass
+            except EosinError:
+                raise EosinError(
+                    f"--shard {number}/{count}: jobs of {other.name.removeprefix('.lock-of-')} parts are at work in "
+                    f"{directory}; wait for them, or divide by the same number"
+                ) from None
+        yield

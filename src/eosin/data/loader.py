@@ -19,7 +19,7 @@ from eosin.data.quarantine import Quarantine
 from eosin.data.tiles import Tiles, ViewSource, load_square
 from eosin.data.workers import read_ahead
 
-__all__ = ["Batch", "MakeViews", "TrainingLoader", "iterate_tiles", "tiles_at"]
+__all__ = ["Batch", "Loaded", "MakeViews", "RowReader", "TrainingLoader", "iterate_tiles", "tiles_at"]
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
@@ -209,8 +209,9 @@ def iterate_tiles(
     Raises:
         EosinError: If too many tiles are unreadable, or a worker is killed.
     """
-    reader = _RowReader(tiles, size, batch_size, interpolation)
-    for loaded in read_ahead(reader, range(0, len(tiles), batch_size), workers):
+    reader = RowReader(tiles, size, interpolation)
+    spans = [(first, min(first + batch_size, len(tiles))) for first in range(0, len(tiles), batch_size)]
+    for loaded in read_ahead(reader, spans, workers):
         _quarantine(tiles, loaded.bad, quarantine)
         if len(loaded.rows):
             yield loaded.images, loaded.rows
@@ -319,17 +320,23 @@ class _TrainingReader:
         return math.nan if self.mpp is None else float(self.mpp[tile]) * min(open_image(data).size) / self.size
 
 
-class _RowReader:
-    """Loads a batch of consecutive rows, given the first, without the unreadable ones."""
+class RowReader:
+    """Loads a batch of consecutive rows, given the first and the one after the last, without the unreadable ones.
 
-    def __init__(self, tiles: Tiles, size: int, batch_size: int, interpolation: Interpolation) -> None:
+    Args:
+        tiles: The source.
+        size: Side of the images in px; see `load_square`.
+        interpolation: Filter with which images are brought to the size.
+    """
+
+    def __init__(self, tiles: Tiles, size: int, interpolation: Interpolation = "bilinear") -> None:
         self.tiles = tiles.without_columns()
         self.interpolation = interpolation
         self.size = size
-        self.batch_size = batch_size
 
-    def __call__(self, first: int, /) -> Loaded:
-        rows = np.arange(first, min(first + self.batch_size, len(self.tiles)))
+    def __call__(self, span: tuple[int, int], /) -> Loaded:
+        """Return the images of rows `span[0]` to `span[1] - 1` that can be read."""
+        rows = np.arange(*span)
         images = _empty_images(len(rows), self.size)
         bad: dict[int, str] = {}
         kept = 0

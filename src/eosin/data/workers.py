@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sized
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from eosin.core.errors import EosinError
 
-__all__ = ["Reader", "default_workers", "read_ahead"]
+__all__ = ["Reader", "default_workers", "read_ahead", "script_left_out"]
 
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 (what could not be filled there is removed)
 
@@ -45,12 +45,12 @@ def default_workers() -> int:
     return 0 if share <= 1 else min(share, 16)
 
 
-def read_ahead(reader: Reader[K, V], keys: Sequence[K], workers: int) -> Iterator[V]:
+def read_ahead(reader: Reader[K, V], keys: Iterable[K], workers: int) -> Iterator[V]:
     """Yield `reader(key)` for each key, in order.
 
     Args:
         reader: Called in the workers, or here when there are none.
-        keys: What to read.
+        keys: What to read; drawn in this process, up to two for each worker before they are needed.
         workers: Number of processes; each has up to two items under way or waiting.
 
     Raises:
@@ -61,7 +61,8 @@ def read_ahead(reader: Reader[K, V], keys: Sequence[K], workers: int) -> Iterato
             yield reader(key)
         return
     try:
-        iterator = _start(_Guarded(reader), keys, min(workers, len(keys)))
+        most = len(keys) if isinstance(keys, Sized) else workers
+        iterator = _start(_Guarded(reader), keys, min(workers, most))
     except (ConnectionError, EOFError) as error:
         # The process that starts the workers has gone; as a broken pipe it would pass for a reader that closed ours.
         raise _killed(str(error) or type(error).__name__) from None
@@ -135,7 +136,7 @@ def _share(item: Any) -> None:
 
 
 def _start(dataset: Dataset[Any], keys: Iterable[Any], workers: int) -> Iterator[Any]:
-    with _interrupts_held_back(), _child_handler_kept(), _script_left_out(), warnings.catch_warnings():
+    with _interrupts_held_back(), _child_handler_kept(), script_left_out(), warnings.catch_warnings():
         # More workers than cores is the caller's choice.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader: DataLoader[Any] = DataLoader(
@@ -170,7 +171,7 @@ def _context() -> BaseContext:
 
 
 @contextlib.contextmanager
-def _script_left_out() -> Iterator[None]:
+def script_left_out() -> Iterator[None]:
     """Keep new processes from running the user's script again: readers are importable and need nothing from it.
 
     A script without `if __name__ == "__main__"` would start itself over in every worker.

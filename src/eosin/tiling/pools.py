@@ -182,12 +182,15 @@ class RayPool:
 
     Args:
         address: The cluster's address; "local" starts one on this machine, "auto" joins the one that runs here.
+        gpus: Give each task a GPU, where the cluster has some.
+        cores: Cores of a task that has a GPU; one without has one.
+        patience: Seconds that a task may take; 0 for any time.
 
     Raises:
         EosinError: If Ray is not installed, or no cluster answers there.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, gpus: bool = False, cores: int = 1, patience: int = PATIENCE) -> None:
         try:
             import ray
         except ImportError:
@@ -204,13 +207,21 @@ class RayPool:
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise EosinError(f"--ray {address}: no cluster answers ({str(error).splitlines()[0]})") from None
-        self.size = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        self._remote = ray.remote(num_cpus=1, max_retries=0)(_limited)
+        resources = ray.cluster_resources()
+        self.gpus = int(resources.get("GPU", 0)) if gpus else 0
+        self.size = max(1, self.gpus or int(resources.get("CPU", 1)))
+        self.patience = patience
+        needs: dict[str, Any] = {"num_cpus": cores, "num_gpus": 1} if self.gpus else {"num_cpus": 1}
+        self._remote = ray.remote(**needs, max_retries=0)(_limited)
         self._tags: dict[Any, Any] = {}
 
     def submit(self, tag: Any, task: Task, *arguments: Any) -> None:
         """Start a task, or let it wait for a free process."""
-        self._tags[self._remote.remote(PATIENCE, task, *arguments)] = tag
+        self._tags[self._remote.remote(self.patience, task, *arguments)] = tag
+
+    def share(self, value: Any) -> Any:
+        """Put an argument of many tasks where every host gets it once; submit what this returns in its place."""
+        return self._ray.put(value)
 
     def next(self) -> tuple[Any, Any]:
         """Wait for a task to end; return its tag and its result, or the exception that ended it."""

@@ -8,14 +8,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eosin.core.console import warn
 from eosin.core.errors import EosinError
-from eosin.core.files import DirectoryLock
+from eosin.core.files import directory_held
 from eosin.slides import FoundSlide, find_slides
 from eosin.tiling.config import TilingConfig
 from eosin.tiling.display import TilingProgress
@@ -124,7 +124,7 @@ def tile_slides(
     jobs, more = make_jobs(found, config, extras)
     remarks += more
     records = Records(out)
-    with _held(out, shard), _stopped_alike():
+    with directory_held(out, shard), _stopped_alike():
         records.agree(config)
         done, failed = records.done(), records.failed()
         jobs = _under_known_names(jobs, failed | done)
@@ -190,33 +190,6 @@ def _stopped_alike() -> Iterator[None]:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _held(out: Path, shard: tuple[int, int] | None) -> Iterator[None]:
-    """Hold the output: alone, or with the other jobs of an array."""
-    if shard is None:
-        with DirectoryLock(out):
-            yield
-        return
-    number, count = shard
-    array = f".lock-of-{count}"
-    with (
-        DirectoryLock(out, shared=True),
-        DirectoryLock(out, array, shared=True),
-        DirectoryLock(out, f".lock-{number}-of-{count}"),
-    ):
-        # Parts of another division would be of the same slides.
-        for other in out.glob(".lock-of-*"):
-            try:
-                with DirectoryLock(out, other.name) if other.name != array else nullcontext():
-                    pass
-            except EosinError:
-                raise EosinError(
-                    f"--shard {number}/{count}: jobs of {other.name.removeprefix('.lock-of-')} parts are at work in "
-                    f"{out}; wait for them, or divide by the same number"
-                ) from None
-        yield
 
 
 def _outside(out: Path, found: Sequence[FoundSlide]) -> list[FoundSlide]:
