@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,8 +34,40 @@ def saved(home: Path, timm_weights: Write) -> list[str]:
     return [str(run), str(file)]
 
 
+def lunit(home: Path, timm_weights: Write) -> list[str]:
+    network = timm_weights("vit_small_patch16_224", home / "whole.safetensors")
+    network.reset_classifier(0)  # type: ignore[operator]
+    torch.save(network.state_dict(), home / "encoders" / "dino_vit_small_patch16_ep200.torch")
+    return ["lunit:dino_vits16", "lunit:dino_vit_small_patch16_ep200?feature=cls+mean_patch"]
+
+
+def pathology(home: Path, timm_weights: Write) -> list[str]:
+    network = timm_weights("vit_small_patch16_224", home / "whole.safetensors")
+    network.reset_classifier(0)  # type: ignore[operator]
+    (home / "encoders" / "kaiko").mkdir()
+    torch.save(network.state_dict(), home / "encoders" / "kaiko" / "vits16.pth")
+    return ["pathology:kaiko-vits16", "pathology:kaiko-vits16?size=96"]
+
+
+def repository(home: Path, timm_weights: Write) -> list[str]:
+    specs = []
+    for name, architecture in (("a--resnet", "resnet18"), ("a--vit@v1", "vit_tiny_patch16_224")):
+        folder = home / "encoders" / name
+        timm_weights(architecture, folder / "model.safetensors")
+        config = {"architecture": architecture, "pretrained_cfg": {"input_size": [3, 96, 96]}}
+        (folder / "config.json").write_text(json.dumps(config))
+        specs.append("hf-hub:" + name.replace("--", "/"))
+    return specs
+
+
 # Schemes whose encoders live in files: how to make some.
-MADE: dict[str, Callable[[Path, Write], list[str]]] = {"timm": placed, "file": saved}
+MADE: dict[str, Callable[[Path, Write], list[str]]] = {
+    "timm": placed,
+    "file": saved,
+    "lunit": lunit,
+    "pathology": pathology,
+    "hf-hub": repository,
+}
 
 
 @pytest.fixture(params=sorted(ENCODERS))
@@ -96,7 +129,7 @@ def check_spatial(scheme: str, encoder: Encoder) -> None:
         assert widths == [64, 64, 128, 256, 512]
     else:
         assert sides == [16] * 4
-        assert widths == [192] * 4
+        assert widths == [encoder.backbone.num_features] * 4
     assert all(feature_map.ndim == 4 and len(feature_map) == 2 for feature_map in maps)
 
 
