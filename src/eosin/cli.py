@@ -159,19 +159,58 @@ def export(
     return 0
 
 
-def embed(*, encoder: str, data: str, out: Path, batch_size: int = 64, workers: int | None = None) -> int:
+def embed(
+    *,
+    encoder: str,
+    data: str,
+    out: Path,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    dense: bool = False,
+    layers: str = "-1",
+    dense_dtype: Literal["float16", "float32"] = "float16",
+    shard: str | None = None,
+    devices: str = "",
+    ray: str | None = None,
+) -> int:
     """Embed tiles with an encoder and write features, names and labels to a Parquet file.
+
+    A run that was stopped, by kill -9 too, goes on with the same command: what is done is in OUT.parts until OUT is.
 
     Args:
         encoder: timm:NAME, random:NAME, color:stats, a run directory or a .safetensors file.
         data: Tiles: folder:DIR, csv:FILE, store:DIR or a path.
         out: The Parquet file.
-        batch_size: Tiles per forward pass.
+        batch_size: Tiles per forward pass; found by itself if not given.
         workers: Processes that decode; chosen by the number of cores if not given.
+        precision: bf16 runs the encoder under autocast; the features are float32 either way.
+        dense: Keep feature maps too, for segmentation and nuclei, in a folder beside OUT that ends in .dense.
+        layers: Which maps, separated by commas, finest first from 0; negative ones count from the deepest.
+        dense_dtype: How maps are kept.
+        shard: i/n, counted from 0: do this part of the tiles, for job arrays that share OUT; then once without.
+        devices: Devices, separated by commas, a process on each: cuda:0,cuda:1, or auto for every GPU here.
+        ray: Address of a Ray cluster to use instead, auto for the one that runs here, or local to start one.
     """
-    from eosin.evaluate import embed_to_parquet
+    from eosin.evaluate import DenseMaps, embed_to_parquet
+    from eosin.tiling import parse_shard
 
-    summary = embed_to_parquet(encoder, data, out, batch_size=batch_size, workers=workers)
+    try:
+        chosen = tuple(int(layer) for layer in listed(layers))
+    except ValueError:
+        raise EosinError(f"--layers '{layers}': give whole numbers, separated by commas, such as -1 or 1,3") from None
+    summary = embed_to_parquet(
+        encoder,
+        data,
+        out,
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+        dense=DenseMaps(chosen, dense_dtype) if dense else None,
+        shard=None if shard is None else parse_shard(shard),
+        devices=listed(devices),
+        ray=ray,
+    )
     say(summary)
     return 0
 
@@ -223,6 +262,9 @@ def benchmark(
     precision: Literal["fp32", "bf16"] = "fp32",
     batch_size: int | None = None,
     workers: int | None = None,
+    devices: str = "",
+    shard: str | None = None,
+    ray: str | None = None,
 ) -> int:
     """Score encoders on tasks; what is done already is not done again.
 
@@ -238,8 +280,12 @@ def benchmark(
         precision: Of the encoder's passes.
         batch_size: Tiles per forward pass; found by itself if not given.
         workers: Processes that decode; chosen by the number of cores if not given.
+        devices: Devices to embed on, separated by commas, a process each, such as cuda:0,cuda:1; or auto, every GPU.
+        shard: i/n, counted from 0: only embed, and only this part of the tiles, for job arrays that share OUT.
+        ray: Address of a Ray cluster to embed on, auto for the one that runs here, or local to start one.
     """
     from eosin.benchmark import BenchmarkConfig, print_table, run_benchmark
+    from eosin.tiling import parse_shard
 
     config = BenchmarkConfig.parse(
         {
@@ -253,10 +299,16 @@ def benchmark(
             "precision": precision,
             "batch_size": batch_size,
             "workers": workers,
+            "devices": listed(devices),
+            "shard": None if shard is None else parse_shard(shard),
+            "ray": ray,
         },
         "benchmark",
     )
     records = run_benchmark(config, command=command_line())
+    if shard is not None:
+        say(f"{out / 'embeddings'}: when all parts are there, the same command without --shard goes on")
+        return 0
     print_table(records, output, out)
     say(f"{out / 'results.jsonl'}; page: eosin report {shlex.quote(str(out))}")
     return 0

@@ -1,8 +1,14 @@
 """Frozen features to scores: one file a protocol, embeddings kept by content, intervals and paired tests."""
 
+from eosin.evaluate import eva as _eva  # noqa: F401
+from eosin.evaluate import finetune as _finetune  # noqa: F401  (registers the protocol)
 from eosin.evaluate import knn as _knn  # noqa: F401  (registers the protocol)
+from eosin.evaluate import linear as _linear  # noqa: F401
+from eosin.evaluate import linear_cached as _linear_cached  # noqa: F401
 from eosin.evaluate import logistic as _logistic  # noqa: F401
+from eosin.evaluate.dense import DenseStore, embed_dense, open_dense
 from eosin.evaluate.embed import Embeddings, embed, embedding_key
+from eosin.evaluate.embed_pass import DenseMaps
 from eosin.evaluate.evaluation import Evaluation, ProbeData, evaluate, fit_of, material_of, probe_data, score
 from eosin.evaluate.metrics import METRICS, metric_value
 from eosin.evaluate.parquet import embed_to_parquet
@@ -27,6 +33,8 @@ __all__ = [
     "Answer",
     "Asked",
     "Comparison",
+    "DenseMaps",
+    "DenseStore",
     "Embeddings",
     "Evaluation",
     "FeatureProtocol",
@@ -39,6 +47,7 @@ __all__ = [
     "StainProbeConfig",
     "bootstrap_interval",
     "embed",
+    "embed_dense",
     "embed_to_parquet",
     "embedding_key",
     "evaluate",
@@ -46,6 +55,7 @@ __all__ = [
     "holm",
     "material_of",
     "metric_value",
+    "open_dense",
     "open_protocol",
     "open_protocols",
     "paired_test",
