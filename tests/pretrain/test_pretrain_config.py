@@ -52,7 +52,8 @@ def test_another_optimizer_brings_nothing_of_the_authors():
 def test_automatic_values_are_chosen_by_size_and_saved():
     config = parse(method={"name": "dino", "prototypes": "auto", "momentum": "auto"}, samples=25_600)
     small, chosen = config.resolved(1_000)
-    assert chosen == {"method.prototypes": 1024, "method.momentum": 0.99}
+    assert chosen == {"precision": "bf16", "method.prototypes": 1024, "method.momentum": 0.99}
+    assert config.resolved(1_000, bf16=False)[0].precision == "fp32"
     assert (small.method.prototypes, small.method.momentum) == (1024, 0.99)
     assert small.resolved(30_000_000) == (small, {})
     large, _ = config.resolved(30_000_000)
@@ -79,7 +80,8 @@ def test_an_automatic_rate_is_not_given_to_another_optimizer(field):
     with pytest.raises(EosinError, match=rf"'optimizer.{field}'.* is for lars, optimizer.name is adamw; give a number"):
         config.resolved(1_000)
     assert parse(method={"name": "barlowtwins"}, optimizer={field: "auto"}).resolved(1_000)[1].keys() == {
-        f"optimizer.{field}"
+        f"optimizer.{field}",
+        "precision",
     }
 
 

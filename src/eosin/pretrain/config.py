@@ -112,8 +112,8 @@ class PretrainConfig(Config):
     """Tiles per optimiser step over all processes."""
     accumulate: int = Field(1, ge=1)
     """Pieces into which a process cuts its batch to save memory."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16 runs the networks in mixed precision; losses stay fp32."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16 runs the networks in mixed precision; losses stay fp32. auto is bf16 where the device has it in hardware."""
     compile: bool = False
     """Compile the networks with torch.compile."""
     device: str | None = None
@@ -174,11 +174,12 @@ class PretrainConfig(Config):
         """Optimiser steps of the run."""
         return math.ceil(self.samples / self.batch_size)
 
-    def resolved(self, tiles: int) -> tuple[PretrainConfig, dict[str, Any]]:
+    def resolved(self, tiles: int, *, bf16: bool = True) -> tuple[PretrainConfig, dict[str, Any]]:
         """Give every field that says `auto` its value.
 
         Args:
             tiles: Unlabelled tiles of the run.
+            bf16: Whether the device computes bfloat16 in hardware.
 
         Returns:
             The configuration without `auto`, and the chosen values by dotted name.
@@ -188,7 +189,8 @@ class PretrainConfig(Config):
         """
         fields = [name for name, value in flatten(self.plain()).items() if value == "auto"]
         method = _class_of(self.method.name)
-        known = method.automatic(self.method, Setting(tiles, self.batch_size, self.steps))
+        known = {"precision": "bf16" if bf16 else "fp32"}
+        known |= method.automatic(self.method, Setting(tiles, self.batch_size, self.steps))
         usual = method.defaults.get("optimizer", {}).get("name", "sgd")
         for name in fields:
             # A rate of LARS is hundreds of times one of AdamW.

@@ -40,7 +40,7 @@ from eosin.pretrain.source import open_source, resolutions, tiles_hash, views_ha
 from eosin.pretrain.watch import CollapseWatch, effective_rank, pair_signals
 from eosin.training.batch_norm import synchronize_batch_norm
 from eosin.training.optimizers import build_optimizer, check_schedule, clip_gradients, set_hyperparameters
-from eosin.training.processes import choose_device, process_group
+from eosin.training.processes import choose_device, computes_bf16, process_group
 from eosin.training.run import RunDirectory
 from eosin.training.signals import StopSignal
 from eosin.training.throughput import Stopwatch, count_flops, measure_peak
@@ -87,7 +87,9 @@ def pretrain(config: PretrainConfig, out: Path, *, command: str = "") -> Path:
         keep_freed_memory()
     with process_group(device):
         tiles = open_source(config)
-        config, chosen = config.resolved(len(tiles))
+        config, chosen = config.resolved(len(tiles), bf16=computes_bf16(device))
+        if config.precision == "bf16" and not computes_bf16(device):
+            warn(f"{device} has no bfloat16 in hardware: --precision fp32 would be many times faster")
         check_schedule(config.optimizer, config.samples)
         with _memory_errors(device):
             trainer = _Trainer(config, tiles, device, chosen)

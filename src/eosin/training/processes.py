@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from eosin.core.errors import EosinError
 
-__all__ = ["adopt_slurm", "choose_device", "process_group"]
+__all__ = ["adopt_slurm", "choose_device", "computes_bf16", "process_group"]
 
 PATIENCE = datetime.timedelta(minutes=30)
 """How long a process waits for the others: one may read or compile for minutes while they wait."""
@@ -51,6 +51,17 @@ def _first_host(hosts: str) -> str:
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", hosts)
     assert first is not None
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first.group())
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Tell whether a device multiplies bfloat16 in hardware; where not, it takes several times float32's time."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    # torch 2.6 has no public way to ask; names that it lacks count as no.
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in asked)
 
 
 def _local_position() -> int:
