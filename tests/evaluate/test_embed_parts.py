@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 
 import numpy as np
 import pytest
@@ -227,20 +228,70 @@ def test_a_full_disk_says_what_is_kept(folder, tmp_path, monkeypatch):
     same(run(folder, None), run(folder, tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("devices", [("cpu", "cpu"), ("auto",)])
-def test_several_devices_give_the_same_bits(folder, tmp_path, devices):
-    whole = run(folder, None, device="cpu")
-    if devices == ("auto",) and torch.cuda.is_available():
-        pytest.skip("a GPU gives other bits than a CPU")
-    same(whole, run(folder, tmp_path / "cache", devices=devices, workers=2))
-    same(whole, run(folder, None, devices=devices))
-
-
-def test_a_change_of_the_pixels_travels_to_the_processes(folder, tmp_path):
+def test_several_processes_give_the_same_bits_with_a_change_of_the_pixels_too(folder):
     change = Restaining(open_shift("template:crc-lab"), 0, np.arange(40))
-    one = run(folder, None, change=change)
-    same(one, run(folder, None, change=change, devices=("cpu", "cpu")))
-    assert not np.array_equal(one[0].features, run(folder, None)[0].features)
+    one = run(folder, None, change=change, device="cpu")
+    same(one, run(folder, None, change=change, devices=("cpu", "cpu"), workers=2))
+    assert not np.array_equal(one[0].features, run(folder, None, device="cpu")[0].features)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="auto means GPUs here")
+def test_auto_is_the_cpu_where_there_is_no_gpu(folder):
+    same(run(folder, None, device="cpu"), run(folder, None, devices=("auto",)))
+
+
+DEADLY = """
+import os, signal
+
+class Deadly:
+    \"\"\"Changes nothing, and kills its process at row 20, so often.\"\"\"
+
+    key = name = "deadly"
+
+    def __init__(self, marks, times):
+        self.marks = marks
+        self.times = times
+
+    def __call__(self, images, rows):
+        if 20 in rows and len(list(self.marks.iterdir())) < self.times:
+            (self.marks / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return images
+"""
+
+
+@pytest.fixture
+def deadly(tmp_path, monkeypatch):
+    """A class that other processes can import."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "deadly_change.py").write_text(DEADLY)
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    return importlib.import_module("deadly_change").Deadly
+
+
+def test_a_killed_process_costs_its_part_and_no_more_than_two_are(folder, tmp_path, capsys, deadly):
+    (tmp_path / "marks").mkdir()
+    options = {"devices": ("cpu", "cpu"), "cache": tmp_path / "cache"}
+    with pytest.raises(EosinError, match="was killed twice at part 2"):
+        run(folder, change=deadly(tmp_path / "marks", 2), **options)
+    for mark in list((tmp_path / "marks").iterdir())[1:]:
+        mark.unlink()
+    capsys.readouterr()
+    got = run(folder, change=deadly(tmp_path / "marks", 2), **options)
+    same(run(folder, None, change=deadly(tmp_path / "marks", 0)), got)
+    assert "was killed (signal 9)" in capsys.readouterr().err
+
+
+def test_ray_tasks_share_the_parts(folder, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    whole = run(folder, None, device="cpu")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stops):
+            run(folder, tmp_path / "cache")
+    same(whole, run(folder, tmp_path / "cache", ray="local"))
+    with pytest.raises(EosinError, match="give cache"):
+        run(folder, None, ray="local")
 
 
 def test_devices_that_do_not_exist_and_encoders_that_cannot_travel(folder):

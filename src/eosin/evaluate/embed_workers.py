@@ -246,8 +246,9 @@ class _Crew:
         # With no part at hand it died while it loaded the encoder.
         victims: list[int] | list[str] = worker.parts[:1] or [worker.device]
         self.queue.extendleft(reversed(worker.parts))
-        why = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        fix = "most often for want of memory; use a smaller batch or fewer workers"
+        why, fix = f"exit code {code}", "as it says above"
+        if code is not None and code < 0:
+            why, fix = f"signal {-code}", "most often for want of memory; use a smaller batch or fewer workers"
         for victim in victims:
             self.deaths[victim] += 1
             if self.deaths[victim] >= _TRIES:
