@@ -31,6 +31,7 @@ FLOORS = {
     "doctor": 8,
     "arguments": 8,
     "data_verbs": 9,
+    "encoder_verbs": 9,
     "stain_verbs": 9,
     "tile_verbs": 9,
     "cli": 10,

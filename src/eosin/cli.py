@@ -25,6 +25,7 @@ from eosin.arguments import command_line, listed, output, print_help, print_verb
 from eosin.core.console import console
 from eosin.core.errors import EosinError, nearest
 from eosin.data_verbs import data_check, data_get, data_list
+from eosin.encoder_verbs import encoders
 from eosin.stain_verbs import stain_fit, stain_preview, stain_probe
 from eosin.tile_verbs import data_describe, data_export, tile
 
@@ -351,6 +352,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "data export": data_export,
     "pretrain": pretrain,
     "export": export,
+    "encoders": encoders,
     "embed": embed,
     "evaluate": evaluate,
     "benchmark": benchmark,

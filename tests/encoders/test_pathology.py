@@ -220,7 +220,7 @@ def test_a_wrong_name_is_one_line(home: Path) -> None:
     for spec, part in (
         ("pathology:unl", "did you mean 'uni'?"),
         ("pathology:virchow3", "did you mean 'virchow'?"),
-        ("lunit:dino_vits", "did you mean 'dino_vits16'?"),
+        ("lunit:dino_vit16", "did you mean 'dino_vits16'?"),
         ("pathology:uni?seed=1", "unknown option 'seed'"),
         ("pathology:UNI", "huggingface.co/MahmoodLab/UNI"),
     ):
