@@ -80,22 +80,16 @@ def data_check(task: Annotated[str, Positional], /, *, root: Path, fast: bool = 
         root: The folder of the set.
         fast: Names, counts and tables only: no image is decoded and no checksum computed.
     """
-    from rich.markup import escape
-    from rich.table import Table
-
     from eosin.tasks import DATA_SETS
     from eosin.tasks.checking import check_data_set
 
     about = DATA_SETS[task]
     checked = check_data_set(about, root, deep=not fast)
-    table = Table(title=f"{about.title} in {root}", show_header=False, title_justify="left")
-    table.add_column(no_wrap=True)
-    table.add_column()
-    table.add_column(overflow="fold")
-    marks = {True: "[green]ok[/green]", False: "[red]no[/red]", None: "[dim]-[/dim]"}
+    say(f"{about.title} in {root}")
+    # No table: it would break the paths.
+    marks = {True: "ok", False: "no", None: "- "}
     for line in checked:
-        table.add_row(marks[line.fine], escape(line.subject), escape(line.text))
-    output.print(table)
+        say(f"{marks[line.fine]}  {line.subject}: {line.text}")
     wrong = sum(line.fine is False for line in checked)
     say(f"{wrong} of {len(checked)} are not as published." if wrong else "All that could be compared is as published.")
     return 2 if wrong else 0

@@ -90,7 +90,8 @@ def mhist(root: Path, *, size=(16, 16), counts: dict[str, dict[str, int]] | None
     return root
 
 
-def breakhis(root: Path, *, size=(28, 18)) -> Path:
+def breakhis(root: Path, *, size=(28, 18), most: int = 100) -> Path:
+    """`most`: images of a patient at most."""
     pictures = Pictures(size)
     base = root / "BreaKHis_v1" / "histology_slides" / "breast"
     for code, (label, patients) in enumerate(BREAKHIS_PATIENTS.items()):
@@ -98,7 +99,7 @@ def breakhis(root: Path, *, size=(28, 18)) -> Path:
         letter = group[0].upper()
         for patient, count in patients.items():
             folder = base / group / "SOB" / label / f"SOB_{letter}_{short}_14-{patient}" / "40X"
-            for number in range(1, count + 1):
+            for number in range(1, min(count, most) + 1):
                 pictures.write(folder / f"SOB_{letter}_{short}-14-{patient}-40-{number:03d}.png", code)
             # Other magnifications and types lie beside them.
     pictures.write(base / "benign/SOB/adenosis/SOB_B_A_14-22549AB/40X/SOB_B_A-14-22549AB-40-001.png", 5)

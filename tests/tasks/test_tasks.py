@@ -247,9 +247,10 @@ def sources(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("scheme", TASKS)
-def test_every_scheme_gives_a_whole_task(tmp_path, monkeypatch, scheme):
+def test_every_scheme_gives_a_whole_task(tmp_path, monkeypatch, public_sets, scheme):
     monkeypatch.setenv("EOSIN_HOME", str(tmp_path / "home"))
-    task = open_task(sources(tmp_path)[scheme], seed=1)
+    public = {name: f"{name}:{folder}?check=loose" for name, folder in public_sets.items()}
+    task = open_task({**sources(tmp_path), **public}[scheme], seed=1)
     rows = np.concatenate([task.train, task.val, task.test])
     assert sorted(rows.tolist()) == list(range(len(task.tiles)))
     assert min(len(task.train), len(task.val), len(task.test)) > 0

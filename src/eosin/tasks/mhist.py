@@ -54,7 +54,7 @@ MHIST = DataSet(
     flaws=(
         "in one image of six the vote is 4 to 3",
         "patients are not published: val is cut from train by image",
-        "ImageNet features do as well as those of pathology encoders: 5x shows architecture, not cells",
+        "in eva an ImageNet ViT-S (0.82) is ahead of Lunit's (0.75 to 0.78)",
     ),
 )
 
