@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from eosin.cli import main
 from eosin.core.errors import EosinError
+from eosin.core.files import directory_held
 from eosin.data import open_tiles
 from eosin.encoders import load_encoder
-from eosin.evaluate import embed, embed_to_parquet
+from eosin.evaluate import embed, embed_to_parquet, open_dense
 
 
 def test_table_holds_the_features_of_the_readable_tiles(tmp_path):
@@ -40,3 +47,58 @@ def test_table_holds_the_features_of_the_readable_tiles(tmp_path):
 def test_a_folder_as_output_is_refused(tmp_path):
     with pytest.raises(EosinError, match="is a directory"):
         embed_to_parquet("color:stats", str(tmp_path), tmp_path)
+
+
+WORDS = ["embed", "--encoder", "color:stats?size=16", "--data", "many.csv", "--out", "out.parquet", "--workers", "0"]
+
+
+def test_a_command_that_was_killed_goes_on(tmp_path, monkeypatch, capsys):
+    """kill -9, once some parts are there: the same command computes what lacks and cleans up."""
+    rng = np.random.default_rng(0)
+    for number in range(64):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)).save(tmp_path / f"{number}.png")
+    for number in range(64, 6000):
+        os.link(tmp_path / f"{number % 64}.png", tmp_path / f"{number}.png")
+    (tmp_path / "many.csv").write_text("file\n" + "".join(f"{number}.png\n" for number in range(6000)))
+    monkeypatch.chdir(tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eosin.cli", *WORDS], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    while not (found := list(tmp_path.glob("out.parquet.parts/*/*-of-00006.safetensors"))):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out.parquet").exists(), "it was over before it was killed; give it more tiles"
+    before = {path: path.stat().st_mtime_ns for path in found}
+    whole = embed(load_encoder("color:stats?size=16"), open_tiles("many.csv"))
+    with directory_held(found[0].parent):
+        assert main(WORDS) == 2
+        assert f"{found[0].parent}: in use by process {os.getpid()}" in " ".join(capsys.readouterr().err.split())
+    assert main([*WORDS, "--shard", "1/2"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in found} == before
+    assert "are left to other jobs; the same command without --shard writes out.parquet" in capsys.readouterr().out
+    assert main(WORDS) == 0
+    table = pq.read_table(tmp_path / "out.parquet")
+    features = table["feature"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    np.testing.assert_array_equal(features, whole.features)
+    assert not (tmp_path / "out.parquet.parts").exists()
+
+
+def test_maps_beside_the_features(tmp_path, capsys):
+    (tmp_path / "tiles").mkdir()
+    for number in range(4):
+        Image.new("RGB", (32, 32), (number, 2, 90)).save(tmp_path / "tiles" / f"{number}.png")
+    words = ["embed", "--encoder", "random:test_resnet?size=32", "--data", str(tmp_path / "tiles"), "--workers", "0"]
+    words += ["--out", str(tmp_path / "out.parquet"), "--dense"]
+    assert main([*words, "--layers", "-1", "--precision", "bf16"]) == 0
+    store = open_dense(tmp_path / "out.dense")
+    assert len(store) == pq.read_table(tmp_path / "out.parquet").num_rows == 4
+    (layer,) = store.layers
+    assert store.maps(layer, [3]).dtype == np.float16
+    assert f"maps {layer} " in capsys.readouterr().out
+    assert main([*words, "--layers", "last"]) == 2
+    assert "--layers 'last': give whole numbers" in capsys.readouterr().err
+    assert main([*words, "--shard", "2/2"]) == 2
+    assert main([*words, "--devices", "cpu", "--ray", "local"]) == 2
+    assert "give one of them" in capsys.readouterr().err
