@@ -315,15 +315,24 @@ def benchmark(
     return 0
 
 
-def report(out: Annotated[Path, Positional], /) -> int:
+def report(
+    results: Annotated[Path, Positional],
+    /,
+    *,
+    format: Literal["html", "md", "csv", "json", "png"] = "html",
+    out: Path | None = None,
+) -> int:
     """Make one self-contained HTML page of a benchmark's results; it opens from disk, offline.
 
     Args:
-        out: A directory written by `eosin benchmark`, `eosin evaluate` or `eosin demo`.
+        results: A directory written by `eosin benchmark`, `eosin evaluate` or `eosin demo`.
+        format: html is the page; md the leaderboards as tables; csv a line per line of the leaderboard and metric; json
+            all numbers of the page; png a picture of the leaderboards.
+        out: The file to write; RESULTS/report.FORMAT by default.
     """
     from eosin.report import write_report
 
-    say(str(write_report(out)))
+    say(str(write_report(results, out, format)))
     return 0
 
 

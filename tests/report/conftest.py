@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
+from eosin.benchmark.galleries import SCHEMA
 from eosin.benchmark.pooling import compare, leaderboard
 from eosin.core.files import append_json_line, short_hash
 from eosin.evaluate.statistics import bootstrap_interval
+from eosin.report.summary import METRIC_NAMES
 
 ORAL = ("normal_100x", "normal_400x", "oscc_100x", "oscc_400x")
 BONE = ("necrotic tumor", "non-tumor", "viable tumor")
@@ -40,7 +42,7 @@ class Builder:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.records: list[dict[str, Any]] = []
-        for name in ("predictions", "maps"):
+        for name in ("predictions", "maps", "galleries"):
             (out / name).mkdir(parents=True, exist_ok=True)
 
     def cell(
@@ -128,13 +130,67 @@ class Builder:
             "y": np.sin(angle) * 8 + generator.normal(0, 2.4, count),
             "label": [classes[c] for c in label],
             "predicted": [classes[c if generator.random() < 0.8 else 0] for c in label],
+            "pca_x": np.cos(angle) * 3 + generator.normal(0, 2, count),
+            "pca_y": np.sin(angle) * 3 + generator.normal(0, 2, count),
+            "group": [f"P{row % 12:02}" for row in range(count)] if record["grouping"] != "image" else [None] * count,
+            "density": 0.2 + 0.1 * label + pictures.random(count) * 0.05,
+            "red_share": [None, *(0.25 + 0.05 * pictures.random(count - 1))],
             "name": [f"{classes[c]}/tile_{row:04}.jpg" for row, c in enumerate(label)],
             "thumbnail": [thumbnail(pictures, int(c)) for c in label],
         }
         details = {"method": "t-SNE", "seed": 0, "predicted_by": "knn", "shown": count, "of": record["n_test"]}
+        details["grouping"] = record["grouping"]
+        columns["group"] = pa.array(columns["group"], pa.string())
         table = pa.table(columns).replace_schema_metadata({"eosin": json.dumps(details)})
         record["map"] = f"maps/{record['key']}.parquet"
         pq.write_table(table, self.out / record["map"])
+
+    def gallery(self, record: dict[str, Any], queries: int = 6, errors: int = 8) -> None:
+        classes = record["classes"]
+        pictures = np.random.default_rng(6)
+        rows: list[dict[str, Any]] = []
+
+        def tile(place: int, prefix: str, **entry: Any) -> None:
+            label = classes[place % len(classes)]
+            name = f"{prefix}/{label}_{place:04}.jpg"
+            seen = any(row["name"] == name for row in rows)
+            picture = None if seen else thumbnail(np.random.default_rng(place), place % len(classes))
+            rows.append({"name": name, "label": label, "thumbnail": picture, **entry})
+
+        for query in range(queries):
+            tile(query, "test", kind="query", query=query, rank=0, predicted=classes[0], probability=0.7)
+            for rank in range(1, 7):
+                tile(
+                    query + (0 if rank < 5 else 1) + rank * len(classes),
+                    "train",
+                    kind="neighbor",
+                    query=query,
+                    rank=rank,
+                    cosine=1 - rank / 50,
+                )
+        for rank in range(1, errors + 1):
+            wrong = classes[(rank + 1) % len(classes)]
+            tile(
+                rank,
+                "test",
+                kind="error",
+                rank=rank,
+                predicted=wrong,
+                probability=1 - rank / 40,
+                truth_probability=rank / 80,
+            )
+        rows[0]["thumbnail"] = rows[0]["thumbnail"] or thumbnail(pictures, 0)
+        details = {
+            "predicted_by": record["protocol"],
+            "seed": 0,
+            "neighbors": 6,
+            "train": 716,
+            "test": record["n_test"],
+            "wrong": 41,
+        }
+        table = pa.Table.from_pylist(rows, SCHEMA).replace_schema_metadata({"eosin": json.dumps(details)})
+        record["gallery"] = f"galleries/{record['key']}.parquet"
+        pq.write_table(table, self.out / record["gallery"])
 
     def run(self, record: dict[str, Any], steps: int = 60) -> None:
         path = self.out / f"run-{record['seed']}"
@@ -157,13 +213,16 @@ class Builder:
         (path / "config.yaml").write_text("method:\n  name: mocov2\n  queue_size: 4096\nbatch_size: 128\nseed: 0\n")
         record["run"] = str(path)
 
-    def write(self, metric: str = "balanced_accuracy") -> Path:
+    def write(self, metric: str = "balanced_accuracy", tested: tuple[str, ...] | None = None) -> Path:
         (self.out / "results.jsonl").write_text("")
         for record in self.records:
             append_json_line(self.out / "results.jsonl", record)
         for name, lines in (
             ("leaderboard.jsonl", leaderboard(self.out, self.records)),
-            ("comparisons.jsonl", compare(self.out, self.records, metric, [])),
+            (
+                "comparisons.jsonl",
+                compare(self.out, [r for r in self.records if tested is None or r["protocol"] in tested], metric, []),
+            ),
         ):
             (self.out / name).unlink(missing_ok=True)
             for line in lines:
@@ -203,6 +262,149 @@ def write_typical(out: Path, seeds: int = 2) -> Path:
         failure | {"reason": "no regularization strength converged", "command": "eosin benchmark", "created": ""},
     )
     return builder.write()
+
+
+def write_rich(out: Path) -> Path:
+    """Everything the page can show: fractions, few shots, changed images, ranks, galleries, an official data set."""
+    builder = Builder(out)
+    skills = {"lunit-mocov2": 0.86, "imagenet-vit-s16": 0.82, "random-r50": 0.66, "color": 0.6}
+    tissue = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
+    for task, classes, grouping in (("mhist", ("HP", "SSA"), "image"), ("crc", tissue, "patient")):
+        for place, (encoder, skill) in enumerate(skills.items()):
+            about = {
+                "classes": classes,
+                "grouping": grouping,
+                "licence": "non-commercial" if place == 0 else "Apache-2.0",
+                "width": 2048,
+            }
+            for protocol in ("knn", "logistic", "eva"):
+                record = builder.cell(encoder, task, protocol, skill=skill + 0.01 * len(protocol), images=160, **about)
+                if protocol != "eva":
+                    builder.gallery(record)
+                if protocol == "knn":
+                    builder.map(record)
+            for fraction in (0.01, 0.1, 0.25):
+                builder.cell(
+                    encoder,
+                    task,
+                    "logistic",
+                    skill=skill - 0.2 + 0.3 * fraction,
+                    fraction=fraction,
+                    images=160,
+                    **about,
+                )
+            for shots in (1, 4, 16):
+                chosen = {"shots": shots, "draws": 1000, "sd": {"balanced_accuracy": 0.04}}
+                builder.cell(
+                    encoder, task, f"fewshot:simpleshot-{shots}", skill=skill - 0.4 / shots, chosen=chosen, **about
+                )
+            whole = builder.cell(encoder, task, "shift:none", skill=skill, images=160, **about)
+            for number, change in enumerate(
+                ("hed-light", "hed-strong", "template:crc-lab", "blur", "jpeg", "rotate-90")
+            ):
+                record = builder.cell(
+                    encoder, task, f"shift:{change}", skill=skill - 0.03 * number, images=160, **about
+                )
+                for name in ("accuracy", "balanced_accuracy"):
+                    lost = whole["metrics"][name]["value"] - record["metrics"][name]["value"]
+                    record["metrics"][f"{name}_lost"] = {"value": lost, "low": lost - 0.03, "high": lost + 0.03}
+                record["metrics"]["embedding_moved"] = {
+                    "value": 0.03 * (number + 1 + place),
+                    "low": 0.03 * (number + place),
+                    "high": 0.03 * (number + 2 + place),
+                }
+    ranks = [{"encoder": name, "rank": rank} for name, rank in zip(skills, (1.0, 2.0, 3.2, 3.8), strict=True)]
+    line = {
+        "protocol": "knn", "fraction": 1.0, "metric": "balanced_accuracy", "tasks": ["mhist", "crc"], "encoders": ranks,
+        "friedman": {"statistic": 5.4, "p": 0.145}, "critical_difference": 1.7, "cliques": [["lunit-mocov2", "imagenet-vit-s16"], ["imagenet-vit-s16", "random-r50", "color"]], "reason": None,
+    }  # fmt: skip
+    (out / "ranks.jsonl").write_text("")
+    append_json_line(out / "ranks.jsonl", line)
+    none = {"friedman": None, "critical_difference": None, "cliques": [], "reason": "two tasks are too few for a test"}
+    append_json_line(out / "ranks.jsonl", line | none | {"protocol": "logistic"})
+    return builder.write(tested=("knn", "eva"))
+
+
+def write_grand(out: Path, encoders: int = 50, tasks: int = 5) -> Path:
+    """A thousand lines: 50 encoders, 5 tasks and 4 protocols, with all their paired tests, maps and galleries."""
+    builder = Builder(out)
+    generator = np.random.default_rng(0)
+    names = [f"encoder-{number:02}" for number in range(encoders)]
+    protocols = ("knn", "logistic", "linear", "eva")
+    standings, comparisons = [], []
+    for task in [f"task-{number}" for number in range(tasks)]:
+        for protocol in protocols:
+            keys = {}
+            for place, name in enumerate(names):
+                key = short_hash(name, task, protocol)
+                value = 0.6 + 0.3 * place / encoders + float(generator.normal(0, 0.03))
+                metrics = {
+                    m: {"value": value - 0.01 * i, "low": value - 0.05, "high": value + 0.04}
+                    for i, m in enumerate(METRIC_NAMES)
+                    if i < 5
+                }
+                record = {
+                    "key": key, "encoder": name, "spec": f"timm:{name}", "architecture": "vit", "fingerprint": short_hash(name),
+                    "task": task, "classes": list(ORAL), "grouping": "patient", "n_train": 1000, "n_val": 200, "n_test": 200,
+                    "n_groups": 40, "protocol": protocol, "protocol_version": 1, "fraction": 1.0, "seed": 0, "metrics": metrics,
+                    "predictions": f"predictions/{key}.parquet", "split_hash": "s", "run": None, "map": None, "task_hash": task,
+                }  # fmt: skip
+                truth = np.arange(200) % 4
+                scores = generator.dirichlet(np.ones(4), 200) + 0.4 * np.eye(4)[truth] * (place / encoders)
+                predicted = scores.argmax(axis=1)
+                columns = {
+                    "name": [f"{i:03}" for i in range(200)],
+                    "truth": [ORAL[c] for c in truth],
+                    "predicted": [ORAL[c] for c in predicted],
+                }
+                columns |= {f"p_{c}": scores[:, i] / 2 for i, c in enumerate(ORAL)}
+                pq.write_table(pa.table(columns), out / record["predictions"])
+                keys[name] = key
+                builder.records.append(record)
+                if protocol == "knn":
+                    builder.gallery(record, queries=12, errors=24)
+                    if place < 12:
+                        builder.map(record, 200)
+                standings.append(
+                    {k: record[k] for k in ("encoder", "task", "protocol", "fraction", "metrics")}
+                    | {"seeds": [0], "cells": [key]}
+                )
+            for i, first in enumerate(names):
+                for second in names[i + 1 :]:
+                    d = float(generator.normal(0, 0.05))
+                    comparisons.append({
+                        "task": task, "protocol": protocol, "fraction": 1.0, "metric": "balanced_accuracy", "encoder": first,
+                        "reference": second, "difference": d, "low": d - 0.03, "high": d + 0.03, "p": 0.01, "p_holm": min(1.0, 0.002 / (abs(d) + 1e-3)),
+                        "seeds": [0], "n_groups": 40, "grouping": "patient", "cells": [keys[first], keys[second]],
+                    })  # fmt: skip
+    for file, lines in (("results", builder.records), ("leaderboard", standings), ("comparisons", comparisons)):
+        (out / f"{file}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ranks = [{"encoder": name, "rank": 1.0 + i} for i, name in enumerate(reversed(names))]
+    line = {
+        "protocol": "knn", "fraction": 1.0, "metric": "balanced_accuracy", "tasks": [f"task-{i}" for i in range(tasks)], "encoders": ranks,
+        "friedman": {"statistic": 80.0, "p": 1e-5}, "critical_difference": 15.0, "cliques": [names[i : i + 15] for i in range(0, encoders - 15, 8)], "reason": None,
+    }  # fmt: skip
+    (out / "ranks.jsonl").write_text(json.dumps(line) + "\n")
+    return out
+
+
+@pytest.fixture(scope="session")
+def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rich(tmp_path_factory.mktemp("rich") / "lunit-and-friends")
+
+
+@pytest.fixture(scope="session")
+def rich_page(rich: Path) -> Path:
+    from eosin.report import write_report
+
+    return write_report(rich)
+
+
+@pytest.fixture(scope="session")
+def grand_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from eosin.report import write_report
+
+    return write_report(write_grand(tmp_path_factory.mktemp("grand") / "bench"))
 
 
 @pytest.fixture

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from eosin.benchmark.record import Standing
-from eosin.report.load import EmbeddingMap, Results, Run
-from eosin.report.sprites import Sprite
+from eosin.report.board import rounded
+from eosin.report.load import Results, Run
+from eosin.report.roc import Curve, area, thin
 
-__all__ = ["bars", "chance", "condition", "confusion", "maps", "training"]
+__all__ = ["chance", "condition", "confusion", "curves", "differences", "ranks", "training"]
 
-_SPRITE_BUDGET = 2_400_000
 _CURVE_POINTS = 400
+_ROC_BUDGET = 1_600_000
+_ROC_BYTES = 11
+_ROC_POINTS = (12, 120)
+_ROC_STEPS = 10_000
 
 _PANELS = (
     ("Loss", "loss", "Lower is better; at the dashed line nothing is learned."),
@@ -38,40 +40,6 @@ def chance(metric: str, classes: int) -> float | None:
     return 1.0 / classes if metric == "balanced_accuracy" and classes else None
 
 
-def bars(results: Results, encoders: Sequence[str], classes: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Return, per task, the conditions and each encoder's estimates by metric; None where a cell has no result."""
-    figures = []
-    for task in dict.fromkeys(line["task"] for line in results.standings):
-        lines = [line for line in results.standings if line["task"] == task]
-        conditions = list(dict.fromkeys((line["protocol"], line["fraction"]) for line in lines))
-        place = {(line["encoder"], line["protocol"], line["fraction"]): line for line in lines}
-        names = list(dict.fromkeys(name for line in lines for name in line["metrics"]))
-        figures.append(
-            {
-                "task": task,
-                "conditions": [condition(*entry) for entry in conditions],
-                "metrics": {
-                    name: {
-                        "chance": chance(name, classes.get(task, 0)),
-                        "encoders": {
-                            encoder: [_estimate(place.get((encoder, *entry)), name) for entry in conditions]
-                            for encoder in encoders
-                        },
-                    }
-                    for name in names
-                },
-            }
-        )
-    return figures
-
-
-def _estimate(line: Standing | None, metric: str) -> dict[str, float | None] | None:
-    estimate = line["metrics"].get(metric) if line else None
-    if estimate is None or estimate["value"] is None:
-        return None
-    return {"value": estimate["value"], "low": estimate["low"], "high": estimate["high"]}
-
-
 def confusion(results: Results) -> list[dict[str, Any]]:
     """Return each encoder's confusion matrix by task and condition."""
     return [
@@ -87,33 +55,86 @@ def confusion(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def maps(found: Sequence[EmbeddingMap]) -> dict[str, Any]:
-    """Return the embedding maps and, per task, the sprite of their thumbnails."""
-    sprites: dict[str, Sprite] = {}
-    entries = []
-    for entry in found:
-        sprite = sprites.setdefault(entry.task, Sprite())
-        points = entry.points
-        entries.append(
+def curves(results: Results) -> dict[str, Any]:
+    """Return the ROC curves: rates in ten-thousandths, thinned to what the page can hold with their areas unchanged."""
+    count = sum(len(roc.curves) + 1 for roc in results.rocs.values())
+    fewest, most = _ROC_POINTS
+    points = min(max(_ROC_BUDGET // (_ROC_BYTES * max(count, 1)), fewest), most)
+    return {
+        "steps": _ROC_STEPS,
+        "cells": [
             {
-                "encoder": entry.encoder,
-                "task": entry.task,
-                **{key: entry.details.get(key) for key in ("method", "seed", "predicted_by", "shown", "of")},
-                "x": [_rounded(value) for value in points["x"]],
-                "y": [_rounded(value) for value in points["y"]],
-                "label": [str(value) for value in points["label"]],
-                "predicted": [None if value is None else str(value) for value in points["predicted"]],
-                "name": [str(value) for value in points["name"]],
-                "thumbnail": [sprite.add(value) for value in points["thumbnail"]],
+                "encoder": encoder,
+                "task": task,
+                "condition": condition(protocol, fraction),
+                "classes": roc.classes,
+                "areas": [rounded(area(curve)) for curve in roc.curves],
+                "curves": [_steps(curve, points) for curve in roc.curves],
+                "macro_area": rounded(area(roc.macro)),
+                "macro": _steps(roc.macro, points) if len(roc.curves) > 1 else None,
+                "seeds": roc.seeds,
+            }
+            for (encoder, task, protocol, fraction), roc in results.rocs.items()
+        ],
+    }
+
+
+def _steps(curve: Curve, points: int) -> list[list[int]]:
+    return [[round(_ROC_STEPS * float(value)) for value in column] for column in thin(curve, points).T]
+
+
+def differences(results: Results, encoders: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the paired tests of each task and condition: numbers of two encoders, difference, low, high, Holm p."""
+    number = {name: index for index, name in enumerate(encoders)}
+    families: dict[tuple[str, str, float, str], dict[str, Any]] = {}
+    for test in results.comparisons:
+        key = (test["task"], test["protocol"], test["fraction"], test["metric"])
+        family = families.setdefault(
+            key,
+            {
+                "task": test["task"],
+                "protocol": test["protocol"],
+                "fraction": test["fraction"],
+                "condition": condition(test["protocol"], test["fraction"]),
+                "metric": test["metric"],
+                "grouping": test["grouping"],
+                "groups": test["n_groups"],
+                "pairs": [],
+            },
+        )
+        if test["encoder"] in number and test["reference"] in number:
+            estimate = [rounded(value) for value in (test["difference"], test["low"], test["high"], test["p_holm"])]
+            family["pairs"].append([number[test["encoder"]], number[test["reference"]], *estimate])
+    return list(families.values())
+
+
+def ranks(results: Results) -> list[dict[str, Any]]:
+    """Return the ranks of encoders over tasks, best first, with the test of Friedman and what it cannot tell apart."""
+    found = []
+    for line in results.ranks:
+        entries = [(str(entry["encoder"]), rounded(entry.get("rank"))) for entry in line["encoders"]]
+        friedman = line.get("friedman") or {}
+        found.append(
+            {
+                "condition": condition(str(line["protocol"]), float(line["fraction"])),
+                "metric": line["metric"],
+                "tasks": [str(task) for task in line["tasks"]],
+                "encoders": sorted(
+                    ((n, r) for n, r in entries if r is not None), key=lambda entry: (entry[1], entry[0])
+                ),
+                "statistic": rounded(friedman.get("statistic")),
+                "p": rounded(friedman.get("p")),
+                "critical_difference": rounded(line.get("critical_difference")),
+                "cliques": [[str(name) for name in clique] for clique in line.get("cliques") or ()],
+                "reason": line.get("reason"),
             }
         )
-    budget = _SPRITE_BUDGET // max(len(sprites), 1)
-    return {"maps": entries, "sprites": {task: sprite.encode(budget) for task, sprite in sprites.items()}}
+    return found
 
 
 def training(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return one panel per quantity that any run logged, with a curve per run."""
-    chances = {_rounded(line.get("loss_at_chance")) for run in runs for line in run.metrics} - {None}
+    chances = {rounded(line.get("loss_at_chance")) for run in runs for line in run.metrics} - {None}
     panels = []
     for title, name, note in _PANELS:
         curves = [curve for run in runs if (curve := _curve(run, name))]
@@ -125,7 +146,7 @@ def training(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _curve(run: Run, name: str) -> dict[str, Any] | None:
-    points = [(line["step"], value) for line in run.metrics if (value := _rounded(line.get(name))) is not None]
+    points = [(line["step"], value) for line in run.metrics if (value := rounded(line.get(name))) is not None]
     if not points:
         return None
     # Every n-th point keeps the page small; the last one is where the run ended and always stays.
@@ -137,10 +158,3 @@ def _curve(run: Run, name: str) -> dict[str, Any] | None:
         "steps": [step for step, _ in kept],
         "values": [value for _, value in kept],
     }
-
-
-def _rounded(value: Any) -> float | None:
-    """Keep six significant digits; None for what is no finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(f"{value:.6g}")

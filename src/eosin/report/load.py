@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eosin.benchmark.galleries import SCHEMA
 from eosin.benchmark.pooling import leaderboard
 from eosin.benchmark.record import (
     Comparison,
@@ -27,8 +29,16 @@ from eosin.benchmark.record import (
 )
 from eosin.core.errors import EosinError
 from eosin.core.files import read_json_lines
+from eosin.report.roc import Roc, roc_of
 
-__all__ = ["Confusion", "EmbeddingMap", "Results", "Run", "load_results"]
+__all__ = ["Cell", "Confusion", "EmbeddingMap", "Gallery", "Results", "Run", "load_results"]
+
+RANKS = "ranks.jsonl"
+
+Cell = tuple[str, str, str, float]
+"""Encoder, task, protocol, fraction."""
+
+_ROC_POINTS = 160
 
 
 @dataclass(frozen=True)
@@ -54,13 +64,31 @@ class EmbeddingMap:
         encoder: Display name.
         task: Task name.
         details: What the benchmark wrote beside the points: `method`, `seed`, `predicted_by`, `shown`, `of`.
-        points: Columns x, y, label, predicted, name, thumbnail (JPEG bytes), one entry a tile.
+        points: Columns x, y, label, predicted, name, thumbnail (JPEG bytes), one entry a tile; and pca_x, pca_y,
+            group, density, red_share where the benchmark wrote them.
     """
 
     encoder: str
     task: str
     details: dict[str, Any]
     points: dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Tiles of a task to look at, as `eosin.benchmark.galleries` wrote them.
+
+    Attributes:
+        encoder: Display name.
+        task: Task name.
+        details: `predicted_by`, `seed`, `neighbors`, `train`, `test`, `wrong`.
+        rows: In file order, as `eosin.benchmark.galleries.SCHEMA` has them; each with its tile's thumbnail.
+    """
+
+    encoder: str
+    task: str
+    details: dict[str, Any]
+    rows: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -96,6 +124,9 @@ class Results:
         maps: Embedding maps.
         runs: Pre-training runs whose files were found.
         missing: Sentences on files that records name and that are absent or unreadable.
+        rocs: ROC curves by (encoder, task, protocol, fraction), but for protocols named "shift:...".
+        galleries: Neighbors and surest errors.
+        ranks: Lines of ranks.jsonl: encoders ranked over tasks.
     """
 
     out: Path
@@ -103,10 +134,13 @@ class Results:
     standings: list[Standing]
     comparisons: list[Comparison]
     failures: list[Failure]
-    confusions: dict[tuple[str, str, str, float], Confusion]
+    confusions: dict[Cell, Confusion]
     maps: list[EmbeddingMap]
     runs: list[Run]
     missing: list[str]
+    rocs: dict[Cell, Roc] = field(default_factory=dict)
+    galleries: list[Gallery] = field(default_factory=list)
+    ranks: list[dict[str, Any]] = field(default_factory=list)
 
 
 def load_results(out: Path) -> Results:
@@ -122,6 +156,7 @@ def load_results(out: Path) -> Results:
     present = {identity(record) for record in records}
     keys = {str(record.get("key", "")) for record in records}
     missing: list[str] = []
+    confusions, rocs = _predictions(out, records, missing)
     return Results(
         out=out,
         records=records,
@@ -129,50 +164,91 @@ def load_results(out: Path) -> Results:
         # A comparison of cells that have since been computed anew says nothing about the ones on the page.
         comparisons=[c for c in read_comparisons(out) if set(c.get("cells", [])) <= keys],
         failures=[f for f in read_failures(out) if identity(f) not in present],
-        confusions=_confusions(out, records, missing),
+        confusions=confusions,
         maps=_maps(out, records, missing),
         runs=_runs(records, missing),
         missing=missing,
+        rocs=rocs,
+        galleries=_galleries(out, records, missing),
+        ranks=_ranks(out, missing),
     )
 
 
-def _confusions(out: Path, records: list[Record], missing: list[str]) -> dict[tuple[str, str, str, float], Confusion]:
-    found: dict[tuple[str, str, str, float], Confusion] = {}
+def _predictions(out: Path, records: list[Record], missing: list[str]) -> tuple[dict[Cell, Confusion], dict[Cell, Roc]]:
+    """Read each file of predictions once; count what was taken for what, and trace the curves."""
+    cells: dict[Cell, list[Record]] = defaultdict(list)
     for record in records:
-        path = out / str(record.get("predictions", "predictions/(not recorded)"))
-        table = _read_table(path, ("truth", "predicted"), missing)
-        if table is None:
-            continue
-        truth, predicted = table["truth"].to_pylist(), table["predicted"].to_pylist()
-        key = (record["encoder"], record["task"], record["protocol"], float(record["fraction"]))
-        earlier = found.get(key)
-        classes = list(record.get("classes") or sorted({*map(str, truth), *map(str, predicted)}))
-        if earlier is not None:
-            classes = earlier.classes
-        number = {name: index for index, name in enumerate(classes)}
-        if not {*truth, *predicted} <= number.keys():
-            missing.append(f"{path}: names classes that its record does not list; left out of the confusion matrix")
-            continue
-        cells = [number[t] * len(classes) + number[p] for t, p in zip(truth, predicted, strict=True)]
-        counts = np.bincount(cells, minlength=len(classes) ** 2).reshape(len(classes), len(classes))
-        if earlier is not None:
-            counts = counts + earlier.counts
-        found[key] = Confusion(classes, counts.astype(np.int64), 1 + (earlier.seeds if earlier else 0))
-    return found
+        cells[record["encoder"], record["task"], record["protocol"], float(record["fraction"])].append(record)
+    confusions: dict[Cell, Confusion] = {}
+    rocs: dict[Cell, Roc] = {}
+    for cell, group in cells.items():
+        scored = []
+        for record in group:
+            path = out / str(record.get("predictions", "predictions/(not recorded)"))
+            table = _read_table(path, None, missing)
+            if table is None:
+                continue
+            classes = _add_counts(confusions, cell, record, table, path, missing)
+            if (
+                classes
+                and not cell[2].startswith("shift:")
+                and {f"p_{name}" for name in classes} <= {*table.column_names}
+            ):
+                scored.append(_scores(table, classes))
+        if scored and (roc := roc_of(confusions[cell].classes, scored, _ROC_POINTS)):
+            rocs[cell] = roc
+    return confusions, rocs
 
 
-def _read_table(path: Path, columns: tuple[str, ...], missing: list[str]) -> pa.Table | None:
+def _add_counts(
+    found: dict[Cell, Confusion], cell: Cell, record: Record, table: pa.Table, path: Path, missing: list[str]
+) -> list[str]:
+    """Add a table's counts to its cell's; return the classes, none where the table does not fit the record."""
+    if not {"truth", "predicted"} <= {*table.column_names}:
+        missing.append(f"{path}: unreadable (has no columns truth and predicted)")
+        return []
+    truth, predicted = table["truth"].to_pylist(), table["predicted"].to_pylist()
+    earlier = found.get(cell)
+    classes = list(record.get("classes") or sorted({*map(str, truth), *map(str, predicted)}))
+    if earlier is not None:
+        classes = earlier.classes
+    number = {name: index for index, name in enumerate(classes)}
+    if not {*truth, *predicted} <= number.keys():
+        missing.append(f"{path}: names classes that its record does not list; left out of the confusion matrix")
+        return []
+    cells = [number[t] * len(classes) + number[p] for t, p in zip(truth, predicted, strict=True)]
+    counts = np.bincount(cells, minlength=len(classes) ** 2).reshape(len(classes), len(classes))
+    if earlier is not None:
+        counts = counts + earlier.counts
+    found[cell] = Confusion(classes, counts.astype(np.int64), 1 + (earlier.seeds if earlier else 0))
+    return classes
+
+
+def _scores(table: pa.Table, classes: list[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    number = {name: index for index, name in enumerate(classes)}
+    truth = np.array([number[name] for name in table["truth"].to_pylist()], dtype=np.int64)
+    scores = np.stack([np.asarray(table[f"p_{name}"].to_numpy(), dtype=np.float64) for name in classes], axis=1)
+    return truth, np.nan_to_num(scores, nan=-1.0)
+
+
+def _read_table(path: Path, columns: Sequence[str] | None, missing: list[str]) -> pa.Table | None:
     if not path.is_file():
         missing.append(f"{path}: not found")
         return None
     try:
-        return pq.read_table(path, columns=list(columns))
+        table = pq.ParquetFile(path).read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         missing.append(f"{path}: unreadable ({str(error).splitlines()[0]})")
         return None
+    absent = [column for column in columns or () if column not in table.column_names]
+    if absent:
+        missing.append(f"{path}: unreadable (has no column {absent[0]})")
+        return None
+    return table
 
 
 _MAP_COLUMNS = ("x", "y", "label", "predicted", "name", "thumbnail")
+_MAP_EXTRAS = ("pca_x", "pca_y", "group", "density", "red_share")
 
 
 def _maps(out: Path, records: list[Record], missing: list[str]) -> list[EmbeddingMap]:
@@ -186,10 +262,53 @@ def _maps(out: Path, records: list[Record], missing: list[str]) -> list[Embeddin
         table = _read_table(out / name, _MAP_COLUMNS, missing)
         if table is None:
             continue
-        details = json.loads((table.schema.metadata or {}).get(b"eosin", b"{}"))
-        points = {column: table[column].to_pylist() for column in _MAP_COLUMNS}
-        found.append(EmbeddingMap(record["encoder"], record["task"], details, points))
+        shown = [*_MAP_COLUMNS, *(column for column in _MAP_EXTRAS if column in table.column_names)]
+        points = {column: table[column].to_pylist() for column in shown}
+        found.append(EmbeddingMap(record["encoder"], record["task"], _details(table), points))
     return found
+
+
+def _details(table: pa.Table) -> dict[str, Any]:
+    try:
+        details = json.loads((table.schema.metadata or {}).get(b"eosin", b"{}"))
+    except ValueError:
+        return {}
+    return details if isinstance(details, dict) else {}
+
+
+def _galleries(out: Path, records: list[Record], missing: list[str]) -> list[Gallery]:
+    found: list[Gallery] = []
+    seen: set[str] = set()
+    for record in records:
+        name = record.get("gallery")
+        if not name or name in seen:
+            continue
+        seen.add(str(name))
+        table = _read_table(out / str(name), SCHEMA.names, missing)
+        if table is None:
+            continue
+        rows = table.to_pylist()
+        pictures = {row["name"]: row["thumbnail"] for row in rows if row["thumbnail"]}
+        for row in rows:
+            row["thumbnail"] = pictures.get(row["name"])
+        found.append(Gallery(record["encoder"], record["task"], _details(table), rows))
+    return found
+
+
+_RANK_FIELDS = {"protocol", "fraction", "metric", "tasks", "encoders"}
+
+
+def _ranks(out: Path, missing: list[str]) -> list[dict[str, Any]]:
+    path = out / RANKS
+    try:
+        lines = read_json_lines(path)
+    except (EosinError, OSError, UnicodeDecodeError) as error:
+        missing.append(str(error))
+        return []
+    whole = [line for line in lines if line.keys() >= _RANK_FIELDS]
+    if len(whole) < len(lines):
+        missing.append(f"{path}: {len(lines) - len(whole)} lines lack a field; left out")
+    return whole
 
 
 def _runs(records: list[Record], missing: list[str]) -> list[Run]:

@@ -21,16 +21,22 @@ class Sprite:
 
     Thumbnails are added as they come and each distinct one is kept once: the maps of several encoders show the same
     tiles.
+
+    Args:
+        most: Thumbnails kept at most; those after them have no picture.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 10**6) -> None:
+        self._most = most
         self._numbers: dict[bytes, int] = {}
 
     def add(self, thumbnail: bytes | None) -> int:
-        """Return the position in the grid of a JPEG or PNG thumbnail, -1 for one that is missing or unreadable."""
+        """Return a JPEG or PNG thumbnail's position in the grid, -1 for one missing, unreadable or too many."""
         if not thumbnail:
             return -1
         if thumbnail not in self._numbers:
+            if len(self._numbers) >= self._most:
+                return -1
             try:
                 _open(thumbnail)
             except (UnidentifiedImageError, OSError, ValueError):

@@ -7,9 +7,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from eosin.benchmark.record import Comparison, Record, Standing
+from eosin.evaluate.metrics import METRICS
 from eosin.report.load import Results
 
-__all__ = ["HEADLINE", "METRIC_NAMES", "Finding", "best_of", "caveats", "findings", "headline_metric", "overview"]
+__all__ = [
+    "HEADLINE",
+    "METRIC_NAMES",
+    "Finding",
+    "best_of",
+    "caveats",
+    "findings",
+    "headline_metric",
+    "higher_is_better",
+    "is_headline",
+    "overview",
+]
 
 HEADLINE = "balanced_accuracy"
 METRIC_NAMES = {
@@ -17,6 +29,12 @@ METRIC_NAMES = {
     "accuracy": "Accuracy",
     "macro_f1": "Macro F1",
     "auroc": "AUROC",
+    "calibration_error": "Calibration error",
+    "balanced_accuracy_lost": "Balanced accuracy lost",
+    "accuracy_lost": "Accuracy lost",
+    "macro_f1_lost": "Macro F1 lost",
+    "auroc_lost": "AUROC lost",
+    "embedding_moved": "Embedding moved",
 }
 _LEVEL = 0.05
 _FEW_IMAGES = 200
@@ -52,9 +70,23 @@ def headline_metric(results: Results) -> str:
     return names[0]
 
 
+def higher_is_better(metric: str) -> bool:
+    """Return the direction of a metric: of an error, of what is lost and of what moved, less is better."""
+    known = METRICS.get(metric)
+    if known is not None:
+        return known.higher_is_better
+    return not metric.endswith(("_lost", "_moved", "_error"))
+
+
+def is_headline(protocol: str, fraction: float) -> bool:
+    """Return whether a condition belongs to the summary: all labels, unchanged images, no few-shot episodes."""
+    return fraction == 1.0 and not protocol.startswith(("shift:", "fewshot:"))
+
+
 def best_of(standings: Iterable[Standing], metric: str) -> Standing | None:
-    """Return the standing with the highest value of a metric; None when none has one."""
-    scored = [(value, line) for line in standings if (value := _value(line, metric)) is not None]
+    """Return the standing with the best value of a metric; None when none has one."""
+    sign = 1 if higher_is_better(metric) else -1
+    scored = [(sign * value, line) for line in standings if (value := _value(line, metric)) is not None]
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
 
@@ -63,16 +95,27 @@ def _value(line: Standing, metric: str) -> float | None:
 
 
 def findings(results: Results, task: str, metric: str) -> list[Finding]:
-    """Return one finding per protocol and fraction of a task, in the order of the records."""
+    """Return one finding per protocol and fraction of a task, in the order of the records.
+
+    Few-shot episodes, changed images and fractions of the labels have figures of their own: where a task has
+    conditions without these, only those are summed up.
+    """
     groups: dict[tuple[str, float], list[Standing]] = defaultdict(list)
     for line in results.standings:
         if line["task"] == task:
             groups[line["protocol"], line["fraction"]].append(line)
+    chief = {key: lines for key, lines in groups.items() if is_headline(*key)}
+    if chief:
+        groups = defaultdict(list, chief)
+    tests: dict[tuple[str, float], list[Comparison]] = defaultdict(list)
+    for entry in results.comparisons:
+        if entry["task"] == task:
+            tests[entry["protocol"], entry["fraction"]].append(entry)
     found = []
     for (protocol, fraction), lines in groups.items():
         best = best_of(lines, metric)
         if best is not None:
-            tone, sentence = _verdict(results.comparisons, best, lines, metric)
+            tone, sentence = _verdict(tests[protocol, fraction], best, lines, metric)
             found.append(Finding(protocol, fraction, best, tone, sentence))
     return found
 
@@ -112,12 +155,7 @@ def _verdict(
         return "none", "The only encoder here, so there is nothing to compare it with."
     tests = {}
     for entry in comparisons:
-        same = (entry["task"], entry["protocol"], entry["fraction"]) == (
-            best["task"],
-            best["protocol"],
-            best["fraction"],
-        )
-        if same and entry["metric"] == metric and best["encoder"] in (entry["encoder"], entry["reference"]):
+        if entry["metric"] == metric and best["encoder"] in (entry["encoder"], entry["reference"]):
             ahead = entry["encoder"] == best["encoder"]
             other = entry["reference"] if ahead else entry["encoder"]
             tests[other] = (entry["difference"] if ahead else -entry["difference"], entry["p_holm"])

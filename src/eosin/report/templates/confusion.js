@@ -35,6 +35,7 @@ function drawMatrix(parent, encoder) {
 }
 
 function drawMatrices() {
+  if (!data.confusion.length) return;
   for (const side of ["first", "second"]) drawMatrix(byId(`matrix-${side}`), byId(`confusion-${side}`).value);
 }
 

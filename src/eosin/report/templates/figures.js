@@ -1,6 +1,6 @@
 const settings = { displayModeBar: false, responsive: true };
 
-function layout(extra) {
+function layout(special) {
   const axis = { gridcolor: variable("--line"), zerolinecolor: variable("--line"), linecolor: variable("--line"), fixedrange: true, automargin: true };
   return {
     font: { family: variable("--sans"), size: 13, color: variable("--soft") },
@@ -10,9 +10,9 @@ function layout(extra) {
     showlegend: false,
     dragmode: false,
     hoverlabel: { bgcolor: variable("--card"), bordercolor: variable("--line"), font: { color: variable("--ink"), family: variable("--sans") } },
-    ...extra,
-    xaxis: { ...axis, ...extra.xaxis },
-    yaxis: { ...axis, ...extra.yaxis },
+    ...special,
+    xaxis: { ...axis, ...special.xaxis },
+    yaxis: { ...axis, ...special.yaxis },
   };
 }
 
@@ -43,57 +43,66 @@ function dashed(at, text) {
 }
 
 function drawBars() {
-  const metric = byId("metric").value;
-  const name = data.metric_names[metric];
+  const metric = metricShown();
   const parent = byId("bars");
-  parent.replaceChildren();
+  const rows = filteredRows().filter((row) => row.values && row.values[metric][0] !== null);
+  const sign = data.higher[metric] ? 1 : -1;
   const waiting = [];
-  for (const figure of data.bars) {
-    const shown = figure.metrics[metric];
-    if (!shown) {
-      parent.append(element("figure", {}, element("figcaption", {}, figure.task), element("p", { class: "empty" }, `${name} was not computed for this task.`)));
-      continue;
-    }
-    const plot = frame(parent, figure.task, "", 320, `Bar chart of ${name} on ${figure.task}; the table above holds the numbers`);
-    waiting.push([plot, figure, shown]);
+  let most = 0, total = 0;
+  parent.replaceChildren();
+  for (const [task, group] of groupBy(rows, (row) => row.task)) {
+    const conditions = unique(group.map((row) => row.condition)).slice(0, MOST_CONDITIONS);
+    const best = new Map();
+    for (const row of group) if (conditions.includes(row.condition)) best.set(row.encoder, Math.max(best.get(row.encoder) ?? -Infinity, sign * row.values[metric][0]));
+    const encoders = leading(data.encoders, (name) => best.get(name), MOST_BARS);
+    [most, total] = [Math.max(most, encoders.length), Math.max(total, best.size)];
+    const title = `Bar chart of ${metricName(metric)} on ${task}; the table above holds the numbers`;
+    waiting.push([frame(parent, task, "", 320, title), group, conditions, encoders]);
   }
+  byId("bars-legend").replaceChildren(...legendOf(unique(waiting.flatMap((entry) => entry[3]))));
+  byId("bars-limit").textContent = leftOut(most, total);
   // A figure takes the width it has once all stand in the grid.
-  for (const [plot, figure, shown] of waiting) drawBarsOf(plot, figure, shown);
+  for (const entry of waiting) drawBarsOf(...entry, metric);
 }
 
-function drawBarsOf(plot, figure, shown) {
-  const traces = data.encoders.map((encoder) => [encoder, shown.encoders[encoder]]).map(([encoder, values]) => ({
-    type: "bar",
-    name: plain(encoder),
-    x: figure.conditions.map(plain),
-    y: values.map((v) => (v ? v.value : null)),
-    text: values.map((v) => (v ? v.value.toFixed(2) : "")),
-    textposition: "inside",
-    insidetextanchor: "start",
-    textangle: 0,
-    textfont: { size: 12 },
-    customdata: values.map((v) => (v && v.low !== null ? `95 % interval ${v.low.toFixed(3)} to ${v.high.toFixed(3)}` : "no interval")),
-    hovertemplate: "<b>%{y:.3f}</b><br>%{customdata}<extra>" + plain(encoder).replace(/%/g, "&#37;") + "</extra>",
-    marker: { color: encoderTone(encoder), cornerradius: 3 },
-    error_y: {
-      type: "data",
-      symmetric: false,
-      array: values.map((v) => (v && v.high !== null ? v.high - v.value : 0)),
-      arrayminus: values.map((v) => (v && v.low !== null ? v.value - v.low : 0)),
-      color: variable("--ink"),
-      thickness: 1.4,
-      width: 4,
-    },
-  }));
-  const mark = shown.chance === null ? {} : dashed(shown.chance, "");
+function drawBarsOf(plot, rows, conditions, encoders, metric) {
+  const place = new Map(rows.map((row) => [`${row.encoder}\n${row.condition}`, row.values[metric]]));
+  const traces = encoders.map((encoder) => {
+    const values = conditions.map((condition) => place.get(`${encoder}\n${condition}`) ?? [null, null, null]);
+    return {
+      type: "bar",
+      name: plain(encoder),
+      x: conditions.map(plain),
+      y: values.map((v) => v[0]),
+      text: values.map((v) => (v[0] === null ? "" : v[0].toFixed(2))),
+      textposition: "inside",
+      insidetextanchor: "start",
+      textangle: 0,
+      textfont: { size: 12 },
+      customdata: values.map((v) => (v[1] === null ? "no interval" : `95 % interval ${fixed(v[1])} to ${fixed(v[2])}`)),
+      hovertemplate: "<b>%{y:.3f}</b><br>%{customdata}" + extra(encoder),
+      marker: { color: encoderTone(encoder), cornerradius: 3 },
+      error_y: {
+        type: "data",
+        symmetric: false,
+        array: values.map((v) => (v[2] === null ? 0 : v[2] - v[0])),
+        arrayminus: values.map((v) => (v[1] === null ? 0 : v[0] - v[1])),
+        color: variable("--ink"),
+        thickness: 1.4,
+        width: 4,
+      },
+    };
+  });
+  const level = data.tasks.find((task) => task.name === rows[0].task).chance[metric];
+  const share = metric.endsWith("_lost") || metric.endsWith("_moved") ? {} : { range: [0, 1.03], tickvals: [0, 0.2, 0.4, 0.6, 0.8, 1], tickformat: ".1f" };
   draw(plot, traces, layout({
-    ...mark,
+    ...(level === null ? {} : dashed(level, "")),
     barmode: "group",
     bargap: 0.22,
     bargroupgap: 0.08,
     uniformtext: { mode: "hide", minsize: 10 },
-    xaxis: { tickfont: { size: 14, color: variable("--ink") }, showgrid: false },
-    yaxis: { range: [0, 1.03], tickvals: [0, 0.2, 0.4, 0.6, 0.8, 1], tickformat: ".1f", zeroline: true },
+    xaxis: { tickfont: { size: conditions.length > 3 ? 12 : 14, color: variable("--ink") }, showgrid: false },
+    yaxis: { ...share, zeroline: true },
   }));
 }
 
@@ -115,7 +124,7 @@ function drawCurves() {
       y: curve.values,
       line: { color: encoderTone(curve.encoder), width: 2, dash: style(curve)[0] },
       marker: { color: encoderTone(curve.encoder), size: 5 },
-      hovertemplate: "step %{x}<br><b>%{y:.4g}</b><extra>" + plain(title(curve)).replace(/%/g, "&#37;") + "</extra>",
+      hovertemplate: "step %{x}<br><b>%{y:.4g}</b>" + extra(title(curve)),
     }));
     const level = panel.chance;
     const mark = level === null ? {} : dashed(level, `chance ${level.toFixed(2)}`);

@@ -10,12 +10,31 @@ const atPoint = { first: -1, second: -1 };
 const mapPlot = (side) => byId(`map-${side}`);
 const cardOf = (side) => mapPlot(side).parentNode.querySelector(".tile-card");
 const mapOf = (side) => data.embedding.maps.find((e) => e.task === byId("map-task").value && e.encoder === byId(`map-${side}-encoder`).value);
-const classesOf = (map) => unique(map.label).sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
+const classesOf = (values) => unique(values.filter((value) => value !== null)).sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
+const MOST_NAMED = 24;
+const GROUPINGS = { patient: "patient", slide: "slide" };
+
+// What the tiles can be colored by: names, or numbers on a scale.
+function colorings(map) {
+  const found = { label: { title: "class", names: map.label }, predicted: { title: "predicted class", names: map.predicted } };
+  if (map.predicted.some((name) => name !== null)) {
+    found.right = { title: "right or wrong", names: map.predicted.map((name, i) => (name === null ? null : name === map.label[i] ? "✓ recognized" : "✗ taken for another")) };
+  } else delete found.predicted;
+  if (map.group.some((name) => name !== null)) found.group = { title: GROUPINGS[map.grouping] ?? "group", names: map.group };
+  if (map.density) found.density = { title: "stain: optical density", numbers: map.density };
+  if (map.red_share) found.red_share = { title: "stain: hematoxylin (red share)", numbers: map.red_share };
+  return found;
+}
+
+const coloringOf = (map) => colorings(map)[byId("map-color").value] ?? colorings(map).label;
+const nameOf = (map, index) => coloringOf(map).names?.[index] ?? null;
+const across = (map) => (byId("map-layout").value === "pca" && map.pca_x ? map.pca_x : map.x);
+const upward = (map) => (byId("map-layout").value === "pca" && map.pca_y ? map.pca_y : map.y);
 
 function pixels(side, map, index) {
   const plot = mapPlot(side);
   const { xaxis, yaxis } = plot._fullLayout;
-  return [plot.offsetLeft + xaxis._offset + xaxis.l2p(map.x[index]), plot.offsetTop + yaxis._offset + yaxis.l2p(map.y[index])];
+  return [plot.offsetLeft + xaxis._offset + xaxis.l2p(across(map)[index]), plot.offsetTop + yaxis._offset + yaxis.l2p(upward(map)[index])];
 }
 
 function hideCards() {
@@ -33,20 +52,6 @@ function ring(side, map, index) {
   mapPlot(side).parentNode.append(circle);
 }
 
-function picture(map, index) {
-  const sprite = data.embedding.sprites[map.task];
-  const place = map.thumbnail[index];
-  if (!sprite || place < 0) return [];
-  const shown = 128;
-  const tile = element("div", { class: "picture", role: "img", "aria-label": `tile ${map.name[index]}` });
-  Object.assign(tile.style, {
-    backgroundImage: `url(${sprite.src})`,
-    backgroundSize: `${sprite.columns * shown}px ${Math.ceil(sprite.count / sprite.columns) * shown}px`,
-    backgroundPosition: `-${(place % sprite.columns) * shown}px -${Math.floor(place / sprite.columns) * shown}px`,
-  });
-  return [tile];
-}
-
 function judgement(map, index) {
   if (map.predicted[index] === null) return [];
   const right = map.predicted[index] === map.label[index];
@@ -56,7 +61,11 @@ function judgement(map, index) {
 function showCard(side, map, index) {
   hideCards();
   const card = cardOf(side);
-  card.replaceChildren(...picture(map, index), element("b", {}, map.label[index]), ...judgement(map, index), element("div", { class: "name" }, map.name[index]));
+  const shown = map.thumbnail[index] < 0 ? [] : [picture(map.task, map.thumbnail[index], map.name[index], 128)];
+  const coloring = coloringOf(map);
+  const stain = coloring.numbers && coloring.numbers[index] !== null ? [element("div", {}, `${coloring.title} ${fixed(coloring.numbers[index], 2)}`)] : [];
+  const group = map.group[index] === null ? [] : [element("div", { class: "name" }, `${GROUPINGS[map.grouping] ?? "group"} ${map.group[index]}`)];
+  card.replaceChildren(...shown, element("b", {}, map.label[index]), ...judgement(map, index), ...stain, ...group, element("div", { class: "name" }, map.name[index]));
   card.hidden = false;
   const [x, y] = pixels(side, map, index);
   const room = card.parentNode;
@@ -68,7 +77,26 @@ function showCard(side, map, index) {
   const other = sides.find((name) => name !== side);
   const twin = mapPlot(other).closest(".panel").hidden ? undefined : mapOf(other);
   const same = twin ? twin.name.indexOf(map.name[index]) : -1;
-  if (same >= 0 && !hiddenClasses.has(twin.label[same])) ring(other, twin, same);
+  if (same >= 0 && !hiddenClasses.has(nameOf(twin, same))) ring(other, twin, same);
+}
+
+function mapTraces(map) {
+  const coloring = coloringOf(map);
+  const x = across(map), y = upward(map);
+  const trace = (rows, marker, visible = true) => ({
+    type: "scatter", mode: "markers", visible, x: rows.map((i) => x[i]), y: rows.map((i) => y[i]), customdata: rows, hoverinfo: "none",
+    marker: { size: 8, opacity: 0.85, line: { width: 0.8, color: variable("--card") }, ...marker },
+  });
+  if (coloring.numbers) {
+    const rows = coloring.numbers.map((value, i) => (value === null ? -1 : i)).filter((i) => i >= 0);
+    const scale = ["--scale-low", "--scale-middle", "--scale-high"].map((name, i) => [i / 2, variable(name)]);
+    return [trace(rows, { color: rows.map((i) => coloring.numbers[i]), colorscale: scale, showscale: true, colorbar: { thickness: 12, len: 0.7, outlinewidth: 0, tickfont: { size: 11 }, nticks: 5 } })];
+  }
+  return classesOf(coloring.names).map((name, number) => {
+    const rows = coloring.names.map((label, i) => (label === name ? i : -1)).filter((i) => i >= 0);
+    const shape = symbol(number)[0];
+    return trace(rows, { color: tone(number), symbol: shape, size: shape.startsWith("triangle") ? 10 : 8 }, !hiddenClasses.has(name));
+  });
 }
 
 function drawMap(side) {
@@ -81,19 +109,7 @@ function drawMap(side) {
     return;
   }
   if (!plot.classList.contains("js-plotly-plot")) plot.replaceChildren();
-  const traces = classesOf(map).map((name, number) => {
-    const rows = map.label.map((label, i) => (label === name ? i : -1)).filter((i) => i >= 0);
-    return {
-      type: "scatter",
-      mode: "markers",
-      visible: !hiddenClasses.has(name),
-      x: rows.map((i) => map.x[i]),
-      y: rows.map((i) => map.y[i]),
-      customdata: rows,
-      hoverinfo: "none",
-      marker: { color: tone(number), symbol: symbol(number)[0], size: symbol(number)[0].startsWith("triangle") ? 10 : 8, opacity: 0.85, line: { width: 0.8, color: variable("--card") } },
-    };
-  });
+  const traces = mapTraces(map);
   const bare = { visible: false };
   draw(plot, traces, layout({ hovermode: "closest", hoverdistance: 12, xaxis: bare, yaxis: { ...bare, scaleanchor: "x" } }));
   plot.removeAllListeners("plotly_hover");
@@ -110,15 +126,22 @@ function drawMaps() {
   byId("map-legend").replaceChildren();
   for (const side of sides) drawMap(side);
   if (!map) return;
-  drawMapLegend(map);
+  const coloring = coloringOf(map);
+  const names = coloring.names ? classesOf(coloring.names) : [];
+  if (names.length <= MOST_NAMED) drawMapLegend(names, coloring);
   const shown = map.of > map.x.length ? `${map.x.length} of ${map.of} test tiles` : `${map.x.length} test tiles`;
   const judged = map.predicted_by ? ` Predictions are those of ${map.predicted_by}.` : "";
-  byId("map-note").textContent = `${shown}; ${map.method ?? "two dimensions"}; seed ${map.seed ?? "?"}.${judged} The axes, and distances between far groups, carry no meaning.`;
+  const flat = byId("map-layout").value === "pca" && map.pca_x;
+  const method = flat ? "first two principal components of the standardized features" : (map.method ?? "two dimensions");
+  const meaning = flat ? "" : " The axes, and distances between far groups, carry no meaning.";
+  const many = names.length > MOST_NAMED ? ` ${names.length} ${coloring.title}s share eight colors and shapes.` : "";
+  const stain = coloring.numbers ? " Optical density is -log10 of the light that a tile lets through; hematoxylin absorbs red light, eosin hardly." : "";
+  byId("map-note").textContent = `${shown}; ${method}; seed ${map.seed ?? "?"}.${judged}${meaning}${many}${stain}`;
 }
 
-function drawMapLegend(map) {
-  byId("map-legend").replaceChildren(...classesOf(map).map((name, number) => {
-    const count = map.label.filter((label) => label === name).length;
+function drawMapLegend(names, coloring) {
+  byId("map-legend").replaceChildren(...names.map((name, number) => {
+    const count = coloring.names.filter((label) => label === name).length;
     const button = element("button", { type: "button", class: "toggle", "aria-pressed": String(!hiddenClasses.has(name)) }, name, element("span", { class: "quiet" }, ` ${count}`));
     button.insertAdjacentHTML("afterbegin", `<svg viewBox="0 0 14 14" aria-hidden="true"><path d="${symbol(number)[1]}" fill="${tone(number)}"/></svg>`);
     button.addEventListener("click", () => {
@@ -135,7 +158,9 @@ function stepThrough(side, event) {
   const map = mapOf(side);
   if (!map || !["ArrowLeft", "ArrowRight"].includes(event.key)) return;
   event.preventDefault();
-  const rows = map.label.map((_, i) => i).filter((i) => !hiddenClasses.has(map.label[i])).sort((a, b) => map.x[a] - map.x[b]);
+  const coloring = coloringOf(map), x = across(map);
+  const seen = (i) => (coloring.numbers ? coloring.numbers[i] !== null : coloring.names[i] !== null && !hiddenClasses.has(coloring.names[i]));
+  const rows = map.label.map((_, i) => i).filter(seen).sort((a, b) => x[a] - x[b]);
   if (!rows.length) return;
   const step = event.key === "ArrowRight" ? 1 : -1;
   const at = rows.indexOf(atPoint[side]);
@@ -150,6 +175,14 @@ function startMaps() {
   fill(byId("map-first-encoder"), encoders, encoders[0]);
   fill(byId("map-second-encoder"), encoders, encoders[1] ?? encoders[0]);
   if (encoders.length < 2) mapPlot("second").closest(".panel").hidden = true;
+  const kinds = new Map(data.embedding.maps.flatMap((map) => Object.entries(colorings(map)).map(([key, coloring]) => [key, coloring.title])));
+  fill(byId("map-color"), [...kinds.keys()], "label", [...kinds.values()]);
+  fill(byId("map-layout"), ["tsne", "pca"], "tsne", ["t-SNE", "principal components"]);
+  byId("map-layout").closest(".picker").hidden = !data.embedding.maps.some((map) => map.pca_x);
+  for (const id of ["map-color", "map-layout"]) byId(id).addEventListener("change", () => {
+    hiddenClasses.clear();
+    drawMaps();
+  });
   byId("map-task").addEventListener("change", () => {
     hiddenClasses.clear();
     drawMaps();

@@ -30,21 +30,34 @@ function startNavigation() {
   mark();
 }
 
+// The tables come first, then one figure after another, so that the page answers while it draws.
 function drawAll() {
-  drawBars();
-  drawCurves();
-  drawMaps();
-  if (data.confusion.length) drawMatrices();
+  const steps = [drawBoards, drawBars, drawDifferences, drawEfficiency, drawRanks, drawShift, drawMatrices, drawRoc, drawMaps, drawTiles, drawCurves];
+  const next = () => {
+    const step = steps.shift();
+    if (!step) {
+      document.documentElement.dataset.ready = "";
+      return;
+    }
+    step();
+    setTimeout(next, 0);
+  };
+  next();
 }
 
-all(".sort").forEach((button) => button.addEventListener("click", () => sortTable(button)));
 byId("metric").addEventListener("change", () => {
-  all("[data-metric]").forEach((part) => (part.hidden = part.dataset.metric !== byId("metric").value));
-  drawBars();
+  for (const step of [drawBoards, drawBars, drawEfficiency]) step();
 });
-byId("reference")?.addEventListener("change", showReference);
+startSprites();
+startBoards();
+startDifferences();
+startEfficiency();
+startRanks();
+startShift();
 startConfusion();
+startRoc();
 startMaps();
+startTiles();
 startCopying();
 startNavigation();
 drawAll();
