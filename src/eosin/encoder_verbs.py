@@ -26,19 +26,12 @@ def encoders(*, format: Literal["table", "json"] = "table") -> int:
         output.out(json.dumps({f"pathology:{name}": entry.plain() for name, entry in entries.items()}, indent=2))
         return 0
     table = Table(title="Public pathology encoders: pathology:NAME", title_justify="left")
-    for column, side in (("name", "left"), ("M", "right"), ("width", "right"), ("feature", "left"), ("µm/px", "right")):
+    for column, side in (("name", "left"), ("M", "right"), ("width", "right"), ("feature", "left"), ("gated", "left")):
         table.add_column(column, justify="right" if side == "right" else "left", no_wrap=True)
-    table.add_column("licence", overflow="fold")
-    table.add_column("access", no_wrap=True)
+    table.add_column("licence")
     for name, entry in entries.items():
-        table.add_row(
-            name,
-            f"{entry.parameters:,.0f}",
-            str(entry.width),
-            entry.feature,
-            f"{entry.mpp:g}" if entry.mpp else "",
-            escape(entry.licence),
-            "ask first" if entry.gated else "open",
-        )
+        gated = "yes" if entry.gated else "no"
+        parameters = f"{entry.parameters:,.0f}"
+        table.add_row(name, parameters, str(entry.width), entry.feature, gated, escape(entry.licence))
     output.print(table)
     return 0
