@@ -64,6 +64,31 @@ def test_the_loader_reads_them(two, workers):
     assert np.array_equal(np.concatenate([batch.numpy() for batch in got]), images.transpose(0, 3, 1, 2)[..., 4:20])
 
 
+def test_raw_pixels_decode_as_by_pillow():
+    import io
+
+    from PIL import Image
+
+    from eosin.data.images import decode_image, square_image
+
+    pixels = np.random.default_rng(3).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    data = b"P6\n24 16\n255\n" + pixels.tobytes()
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), pixels)
+    got = decode_image(data)
+    assert np.array_equal(got.transpose(1, 2, 0), pixels)
+    got[:] = 0  # its own memory
+    for size in (16, 12, 40):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        assert np.array_equal(square_image(data, size), square_image(file.getvalue(), size))
+    # Other forms and damaged ones are left to Pillow, and to what it says of them.
+    commented = b"P6\n# by hand\n24 16\n255\n" + pixels.tobytes()
+    assert np.array_equal(decode_image(commented).transpose(1, 2, 0), pixels)
+    for bad in (data[:-5], b"P6\n4 4\n255\n" + bytes(48), b"P6\n99999 99999\n255\n"):
+        with pytest.raises(UnreadableImage):
+            decode_image(bad)
+
+
 def test_each_file_is_opened_once_a_process(two, monkeypatch):
     files, _ = two
     opened = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
 from typing import Literal
 
@@ -39,6 +40,9 @@ _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # Markers of baseline and progressive frames, and of what may stand before them: tables, application data, comments.
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2))
 _TABLES = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
+
+# Raw pixels as HDF5 sources hand them over: no other form of PPM, which Pillow reads.
+_PPM = re.compile(rb"P6\n(\d{1,5}) (\d{1,5})\n255\n")
 
 # The limit above is checked on every image; Pillow's warning at half of it would only puzzle.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -91,7 +95,7 @@ def decode_image(data: bytes, name: str = "") -> UInt8Array:
         UnreadableImage: If the bytes are damaged, no image, or an image outside the limits of this module.
     """
     try:
-        plain = _plain_jpeg(data)
+        plain = _plain_ppm(data) if data.startswith(b"P6") else _plain_jpeg(data)
         pixels: UInt8Array = (_by_pillow(open_image(data)) if plain is None else plain).numpy()
     except UnreadableImage as error:
         if name:
@@ -123,7 +127,7 @@ def square_image(
     """
     if out is not None and _put_jpeg(data, out):
         return out
-    pixels = _plain_jpeg(data, below=2 * _GAP * size)
+    pixels = _plain_ppm(data) if data.startswith(b"P6") else _plain_jpeg(data, below=2 * _GAP * size)
     if pixels is None:
         image = open_image(data)
         width, height = image.size
@@ -163,6 +167,22 @@ def _plain_jpeg(data: bytes, below: int | None = None) -> Tensor | None:
     with contextlib.suppress(RuntimeError, ValueError):
         return torch.from_numpy(imagecodecs.jpeg8_decode(data)).permute(2, 0, 1)
     return None
+
+
+def _plain_ppm(data: bytes) -> Tensor | None:
+    """Take raw pixels as they are, uint8 [3, H, W]; None for all that Pillow is to read or refuse."""
+    match = _PPM.match(data)
+    if match is None:
+        return None
+    width, height = int(match[1]), int(match[2])
+    if (
+        min(width, height) < MINIMUM_SIDE
+        or width * height > MAXIMUM_PIXELS
+        or len(data) - match.end() != 3 * width * height
+    ):
+        return None
+    pixels = np.frombuffer(data, dtype=np.uint8, offset=match.end()).reshape(height, width, 3)
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
 def _put_jpeg(data: bytes, out: UInt8Array) -> bool:
