@@ -163,3 +163,27 @@ def test_precision_reaches_the_pass_and_the_record(configure, monkeypatch):
     assert asked == ["fp32", "bf16"]
     assert (exact[0]["precision"], fast[0]["precision"]) == ("fp32", "bf16")
     assert exact[0]["key"] != fast[0]["key"]
+
+
+def test_jobs_of_an_array_share_a_directory_and_a_last_call_joins_them(configure, tmp_path, monkeypatch):
+    encoders = ("color=color:stats", "net=random:resnet10t?size=32")
+    whole = run_benchmark(configure(encoders=encoders, out=tmp_path / "whole"))
+    config = configure(encoders=encoders)
+    for number in range(3):
+        assert run_benchmark(configure(encoders=encoders, shard=(number, 3))) == []
+        assert not (config.out / "results.jsonl").exists()
+    passes = []
+    real = type(PROTOCOLS["knn"]).run
+    monkeypatch.setattr(type(PROTOCOLS["knn"]), "run", lambda *args: (passes.append(1), real(*args))[1])
+    monkeypatch.setattr("eosin.encoders.base.Encoder.normalize", None)  # an encoder that is run now fails
+    joined = run_benchmark(config)
+    assert passes
+    for one, two in zip(whole, joined, strict=True):
+        assert (one["key"], one["metrics"]) == (two["key"], two["metrics"])
+
+
+def test_a_job_of_an_array_tells_what_it_cannot_embed(configure):
+    config = configure(encoders=("color=color:stats", "none=random:resnet19"), shard=(0, 2))
+    with pytest.raises(EosinError, match=r"resnet19.*the other parts are done"):
+        run_benchmark(config)
+    assert not (config.out / "failures.jsonl").exists()

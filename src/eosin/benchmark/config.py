@@ -35,6 +35,13 @@ class BenchmarkConfig(Config):
     """Of the encoder's passes; features and probes are float32 either way."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that decode; null chooses by the number of cores."""
+    shard: tuple[int, int] | None = None
+    """(i, n): compute part i, counted from 0, of n of every embedding, and nothing else; for job arrays that share
+    the directory. A call without it joins the parts and goes on."""
+    devices: tuple[str, ...] = ()
+    """Devices to embed on, a process each, such as cuda:0 and cuda:1; ("auto",) is every GPU here."""
+    ray: str | None = None
+    """Address of a Ray cluster to embed on; "auto" is the one that runs here, "local" starts one."""
 
     @field_validator("encoders", "tasks", "protocols", "fractions", "seeds")
     @classmethod

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from eosin.benchmark.record import Ranking, Standing
 from eosin.evaluate.metrics import METRICS
+from eosin.evaluate.ranks import ranks
 
 __all__ = ["rank_encoders"]
 
@@ -18,10 +19,6 @@ def rank_encoders(standings: Sequence[Standing], metric: str) -> list[Ranking]:
         standings: Lines of the leaderboard.
         metric: What to rank by.
     """
-    try:
-        from eosin.evaluate.ranks import ranks  # TODO(temporary): until ranks.py is there
-    except ImportError:
-        return []
     tables: dict[tuple[str, float], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for line in standings:
         estimate = line["metrics"].get(metric)

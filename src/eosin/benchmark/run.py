@@ -67,6 +67,12 @@ def run_benchmark(config: BenchmarkConfig, command: str = "") -> list[Record]:
     encoders = named_encoders(config.encoders)
     asked = open_protocols(config.protocols)
     out = writable_directory(config.out)
+    if config.shard is not None:
+        # Jobs of an array share the directory; what keeps them apart are the embeddings' own locks.
+        run = _Run(config, encoders, asked, command)
+        run.compute()
+        run.complain([])
+        return []
     with DirectoryLock(out):
         for name in (CELLS, "predictions", MAPS, GALLERIES):
             writable_directory(out / name)
@@ -93,7 +99,8 @@ class _Run:
         self.command = command
         libraries = {"python": described["python"], **described["libraries"]}
         self.about = {"command": command, "libraries": libraries, "precision": config.precision}
-        self.done: dict[str, Record] = load_cells(self.out, CELLS, identity)
+        # A job of an array neither needs the cells nor may clear what others are writing.
+        self.done: dict[str, Record] = {} if config.shard else load_cells(self.out, CELLS, identity)
         self.records: dict[Identity, Record] = {identity(record): record for record in newest(list(self.done.values()))}
         self.planned: list[Identity] = []
         self.failures: list[Failure] = []
@@ -164,6 +171,9 @@ class _Run:
 
     def _scores(self, work: Work, task: str) -> None:
         """Compute the cells of an encoder and a task under some seeds."""
+        if self.config.shard is not None:
+            self._part(work, task)
+            return
         subject, keys = work.subject, work.keys()
         missing = [cell for cell, key in keys.items() if key not in self.done]
         for cell in keys.keys() - set(missing):
@@ -191,6 +201,22 @@ class _Run:
                 self._told(result, keys[cell])
         self._draw(work, data)
         self._write_results()
+
+    def _part(self, work: Work, task: str) -> None:
+        """Compute this job's part of an encoder's embeddings of a task."""
+        name, number = work.subject.name, "{}/{}".format(*self.config.shard or ())
+        try:
+            found = work.embeddings()
+        except StorageError:
+            raise
+        except EosinError as error:
+            for seed in work.opened:
+                self._fail(name, task, seed, self.conditions, error)
+            return
+        left = f"; {found.missing} are left to other jobs" if found.missing else "; all are there"
+        console.print(
+            f"{name} | {work.first.task.name} | part {number}: {len(found.rows)} embeddings{left}", markup=False
+        )
 
     def _told(self, record: Record, key: str) -> None:
         self.done[key] = record
@@ -306,6 +332,10 @@ class _Run:
         """Raise if cells failed, with the results there are printed first."""
         if not self.failures:
             return
+        if self.config.shard is not None:
+            raise EosinError(
+                f"{self.failures[0]['reason']} (of {len(self.failures)} results; the other parts are done)"
+            )
         reason = self.failures[0]["reason"]
         if self.single and not records:
             raise EosinError(reason)

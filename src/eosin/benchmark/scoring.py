@@ -138,12 +138,15 @@ class Work:
         return embed(
             self.subject.encoder,
             tiles,
-            batch_size=self.config.batch_size or 64,
+            batch_size=self.config.batch_size,
             workers=workers,
             precision=self.config.precision,
             change=change,
             cache=self.config.out / "embeddings",
             quarantine=quarantine,
+            shard=self.config.shard if rows is None else None,
+            devices=self.config.devices,
+            ray=self.config.ray,
         )
 
     def _material(self, embeddings: Embeddings, data: ProbeData, asked: Asked) -> Material:

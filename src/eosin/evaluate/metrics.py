@@ -73,6 +73,11 @@ class Scored:
         """float64 [n, C]: 1 for the predicted class and 0 for the others; of votes, the share of each class."""
         return self.scores if self.votes else _one_hot(self.predicted, self.classes)
 
+    @property
+    def hits(self) -> Floats:
+        """float64 [n]: 1 where the true class is said; of votes, its share."""
+        return np.asarray(self.said[np.arange(len(self.truth)), self.truth])
+
     @cached_property
     def cells(self) -> csr_array:
         """[C * C, n]: how much an image adds to each (true class, said class) of the confusion matrix."""
@@ -109,6 +114,8 @@ class Metric:
         undefined: Why its value can be NaN.
         higher_is_better: Direction.
         of_confusion: The same from confusion matrices, float64 [R, C, C] (truth, said); None where they do not suffice.
+        credit: What each image by itself adds to the value of all of them, float64 [n], where the value is the sum of
+            that and nothing else; None where it is not.
     """
 
     name: str
@@ -117,6 +124,7 @@ class Metric:
     undefined: str = "there are no images"
     higher_is_better: bool = True
     of_confusion: Callable[[Floats], Floats] | None = None
+    credit: Callable[[Scored], Floats] | None = None
 
 
 def prepare(truth: npt.ArrayLike, probabilities: npt.ArrayLike, votes: bool = False) -> Scored:
@@ -185,6 +193,15 @@ def _accuracy(matrix: Floats) -> Floats:
 
 def _balanced_accuracy(matrix: Floats) -> Floats:
     return _mean_defined(ratio(_diagonal(matrix), matrix.sum(axis=2)))
+
+
+def _accuracy_credit(images: Scored) -> Floats:
+    return images.hits / len(images.truth)
+
+
+def _balanced_accuracy_credit(images: Scored) -> Floats:
+    members = np.bincount(images.truth, minlength=images.classes)
+    return np.asarray(images.hits / members[images.truth] / np.count_nonzero(members))
 
 
 def _macro_f1(matrix: Floats) -> Floats:
@@ -258,22 +275,28 @@ def _gaps(images: Scored, transposed: Floats) -> Floats:
 
 
 def _by_confusion(
-    name: str, reference: str, compute: Callable[[Floats], Floats], undefined: str = "there are no images"
+    name: str,
+    reference: str,
+    compute: Callable[[Floats], Floats],
+    credit: Callable[[Scored], Floats] | None = None,
 ) -> Metric:
     def of_images(images: Scored, weights: Floats) -> Floats:
         return compute(confusion(images, weights))
 
-    return Metric(name, reference, of_images, undefined, of_confusion=compute)
+    return Metric(name, reference, of_images, of_confusion=compute, credit=credit)
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        _by_confusion("accuracy", "share of images whose highest probability is their class", _accuracy),
+        _by_confusion(
+            "accuracy", "share of images whose highest probability is their class", _accuracy, _accuracy_credit
+        ),
         _by_confusion(
             "balanced_accuracy",
             "mean recall over the classes present in the sample (Brodersen et al., ICPR 2010)",
             _balanced_accuracy,
+            _balanced_accuracy_credit,
         ),
         _by_confusion("macro_f1", "mean F1 over the classes present in the sample or predicted in it", _macro_f1),
         Metric(

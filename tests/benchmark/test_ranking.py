@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from eosin.benchmark.ranking import rank_encoders
+from eosin.benchmark.record import read_ranks
+
+
+def line(encoder, task, value, protocol="knn", fraction=1.0):
+    estimate = {"value": value, "low": None, "high": None}
+    return {
+        "encoder": encoder, "task": task, "protocol": protocol, "fraction": fraction, "seeds": [0], "cells": [],
+        "metrics": {"accuracy": estimate, "calibration_error": estimate},
+    }  # fmt: skip
+
+
+def test_encoders_are_ranked_by_protocol_over_the_tasks_that_all_have():
+    values = {"a": (0.9, 0.8, 0.7), "b": (0.8, 0.9, 0.6), "c": (0.1, 0.2, None)}
+    lines = [
+        line(name, task, value)
+        for name, row in values.items()
+        for task, value in zip(("one", "two", "three"), row, strict=True)
+    ]
+    lines.append(line("a", "one", 0.5, protocol="logistic"))
+    (ranking,) = rank_encoders(lines, "accuracy")
+    assert (ranking["protocol"], ranking["fraction"], ranking["tasks"]) == ("knn", 1.0, ["one", "two"])
+    assert {entry["encoder"]: entry["rank"] for entry in ranking["encoders"]} == {"a": 1.5, "b": 1.5, "c": 3.0}
+    assert ranking["critical_difference"] > 0
+    (lower,) = rank_encoders(lines, "calibration_error")
+    assert lower["encoders"][0] == {"encoder": "c", "rank": 1.0}
+
+
+def test_a_benchmark_writes_its_ranks(configure):
+    from eosin.benchmark import run_benchmark
+
+    config = configure()
+    run_benchmark(config)
+    ranks = read_ranks(config.out)
+    assert {entry["protocol"] for entry in ranks} == {"knn", "logistic"}
+    assert all([e["encoder"] for e in entry["encoders"]] for entry in ranks)
