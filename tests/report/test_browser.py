@@ -46,7 +46,7 @@ def visit(browser):
         own = ("data:", "blob:", path.as_uri())
         page.on("request", lambda r: None if r.url.startswith(own) else complaints.append(r.url))
         page.goto(path.as_uri())
-        page.wait_for_selector("#bars .main-svg", state="attached")
+        page.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
         return page
 
     yield open_page
@@ -72,13 +72,13 @@ def test_it_renders_without_overflow(visit, typical_page, width, scheme):
 
 
 def column(page, number):
-    rows = page.locator("#leaderboard .scroll:not([hidden]) >> nth=0 >> tbody tr")
+    rows = page.locator("#leaderboard .scroll >> nth=0 >> tbody >> nth=0 >> tr")
     return [row.locator("th, td").nth(number).inner_text() for row in rows.all()]
 
 
 def test_headings_sort_by_mouse_and_keyboard(visit, typical_page):
     page = visit(typical_page)
-    heading = page.locator("#leaderboard .scroll:not([hidden]) >> nth=0 >> thead th >> nth=2")
+    heading = page.locator("#leaderboard .scroll >> nth=0 >> thead th >> nth=2")
     before = [float(text) for text in column(page, 2)]
     heading.locator("button").click()
     assert [float(text) for text in column(page, 2)] == sorted(before, reverse=True) != before
@@ -87,7 +87,7 @@ def test_headings_sort_by_mouse_and_keyboard(visit, typical_page):
     page.keyboard.press("Enter")
     assert [float(text) for text in column(page, 2)] == sorted(before)
     assert heading.get_attribute("aria-sort") == "ascending"
-    page.locator("#leaderboard .scroll:not([hidden]) >> nth=0 >> thead th >> nth=0 >> button").click()
+    page.locator("#leaderboard .scroll >> nth=0 >> thead th >> nth=0 >> button").click()
     names = [text.split()[0] for text in column(page, 0)]
     assert names == sorted(names)
     assert heading.get_attribute("aria-sort") == "none"
@@ -105,6 +105,7 @@ def test_a_gap_stays_last_however_it_is_sorted(visit, typical_page):
 def test_the_metric_is_switched(visit, typical_page):
     page = visit(typical_page)
     first = column(page, 2)
+    assert "Balanced accuracy" in page.locator("#bars figure div[role=img]").first.get_attribute("aria-label")
     page.select_option("#metric", "auroc")
     assert "AUROC" in page.locator("#leaderboard table:visible").first.inner_text()
     assert column(page, 2) != first
@@ -113,10 +114,10 @@ def test_the_metric_is_switched(visit, typical_page):
 
 def test_differences_follow_the_reference(visit, typical_page):
     page = visit(typical_page)
-    rows = page.locator("#differences tbody tr:visible")
+    rows = page.locator("#difference-tables tbody tr")
     assert {row.locator("td").first.inner_text() for row in rows.all()} == {"mocov2"}
     page.select_option("#reference", "color")
-    rows = page.locator("#differences tbody tr:visible")
+    rows = page.locator("#difference-tables tbody tr")
     assert {row.locator("td").first.inner_text() for row in rows.all()} == {"color"}
     assert {row.locator("th").inner_text() for row in rows.all()} == {"mocov2", "random"}
 
@@ -208,3 +209,129 @@ def test_a_page_with_nothing_but_scores_works(visit, tmp_path):
     page = visit(write_report(tmp_path), 1024)
     assert page.evaluate("document.documentElement.scrollWidth") <= 1024
     assert page.locator("#map .empty").is_visible()
+    assert page.locator("#leaderboard tbody tr").count() == 1
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_every_view_of_a_rich_page_is_drawn(visit, rich_page, width):
+    page = visit(rich_page, width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#efficiency figure .main-svg").count() >= 2
+    assert page.locator("#shift figure .scatterlayer .points path").count() == 2 * 4 * 6
+    assert page.locator("#ranks .clique").count() == 2
+    assert page.locator("#ranks .arm").count() == 4
+    assert page.locator("#ranks .critical").count() == 3
+    assert page.locator("#roc-legend li").count() == 4
+    assert page.locator("#neighbors ul").count() == 6
+    assert page.locator("#neighbors .tile.other").count() == 12
+    assert page.locator("#errors .tile").count() == 8
+    assert page.locator("#significance table").count() == 4
+
+
+def test_filters_and_search_choose_lines_by_keyboard(visit, rich_page):
+    page = visit(rich_page)
+    lines = page.locator("#boards tbody:not(.published) tr")
+    # Opened on the main protocols and all labels: 2 tasks, 3 protocols, 4 encoders.
+    assert lines.count() == 24
+    page.keyboard.press("/")
+    page.keyboard.type("vit crc")
+    assert lines.count() == 3
+    assert "3 of" in page.locator("#filter-count").inner_text()
+    page.locator("#filter-text").fill("")
+    page.select_option("#filter-protocol", "logistic")
+    page.select_option("#filter-fraction", "0.1")
+    assert lines.count() == 8
+    page.locator("#filter-clear").press("Enter")
+    assert lines.count() == page.evaluate(
+        "data_rows => data_rows.length", page.evaluate("JSON.parse(document.getElementById('data').textContent).rows")
+    )
+    page.locator("#filter-text").fill("nobody")
+    assert page.locator("#boards .empty").is_visible()
+
+
+def test_published_figures_are_marked_and_never_sorted_among_ours(visit, rich_page):
+    page = visit(rich_page)
+    board = page.locator("#boards .scroll").first
+    foreign = board.locator("tbody.published tr:has(.badge)")
+    assert foreign.count() == 15
+    before = foreign.all_inner_texts()
+    assert all("published" in text and "eva" in text for text in before)
+    board.locator("thead .sort").nth(2).click()
+    assert foreign.all_inner_texts() == before
+    assert board.locator("tbody").first.locator(".badge.foreign").count() == 0
+    page.select_option("#metric", "accuracy")
+    assert "MoCo v2 ResNet-50" in board.inner_text()
+    assert "not available" in page.locator("#boards .scroll").nth(1).inner_text()
+    page.select_option("#filter-protocol", "knn")
+    assert page.locator(".badge.foreign").count() == 0
+
+
+def test_the_map_is_colored_by_patient_and_stain(visit, rich_page):
+    page = visit(rich_page)
+    page.select_option("#map-task", "crc")
+    page.select_option("#map-color", "group")
+    assert page.locator("#map-legend button").count() == 12
+    page.select_option("#map-color", "density")
+    assert page.locator("#map-legend button").count() == 0
+    assert page.locator("#map-first .colorbar, #map-first .cbfill").count() >= 1
+    assert page.locator("#map-first .points path").count() == 120
+    page.select_option("#map-color", "red_share")
+    assert page.locator("#map-first .points path").count() == 119
+    place = "e => e.getAttribute('transform')"
+    before = page.locator("#map-first .points path").nth(3).evaluate(place)
+    page.select_option("#map-layout", "pca")
+    assert page.locator("#map-first .points path").nth(3).evaluate(place) != before
+    assert "principal components" in page.locator("#map-note").inner_text()
+
+
+def test_roc_ranks_and_tiles_follow_their_choices(visit, rich_page):
+    page = visit(rich_page)
+    page.select_option("#roc-task", "crc")
+    page.select_option("#roc-show", "color")
+    assert page.locator("#roc-legend li").count() == 9
+    page.select_option("#rank-line", "1")
+    assert "two tasks are too few for a test." in page.locator("#rank-note").inner_text()
+    assert page.locator("#ranks .critical").count() == 0
+    page.select_option("#tiles-encoder", "color")
+    page.select_option("#tiles-protocol", "logistic")
+    assert "8 most certain of 41 errors" in page.locator("#errors-note").inner_text()
+    picture = page.locator("#errors .picture").first.evaluate("e => getComputedStyle(e).backgroundImage")
+    assert picture.startswith('url("data:image/jpeg')
+    page.select_option("#shift-metric", "accuracy_lost")
+    assert "Accuracy lost" in page.locator("#shift figcaption").first.inner_text()
+
+
+def test_the_tab_key_reaches_every_control_with_a_visible_focus(visit, rich_page):
+    page = visit(rich_page)
+    page.locator("body").press("Tab")
+    seen = set()
+    for _ in range(140):
+        focus = page.evaluate(
+            "(() => { const e = document.activeElement; const s = getComputedStyle(e);"
+            " return [e.id || e.className || e.tagName, s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 0]; })()"
+        )
+        seen.add(focus[0])
+        assert focus[1], focus
+        page.keyboard.press("Tab")
+    assert {"metric", "filter-text", "filter-clear", "sort"} <= seen
+
+
+def test_a_thousand_lines_open_sort_and_search_at_once(visit, grand_page):
+    import time
+
+    assert grand_page.stat().st_size < 15e6
+    started = time.perf_counter()
+    page = visit(grand_page)
+    opened = time.perf_counter() - started
+    page.locator("#filter-clear").click()
+    assert page.locator("#boards tbody tr").count() == 1000
+    sort = "(() => { const b = document.querySelectorAll('#boards .sort')[2]; const t = performance.now(); b.click(); document.body.offsetHeight; return performance.now() - t; })()"
+    took = sorted(page.evaluate(sort) for _ in range(3))[0]
+    print(
+        f"opened in {opened:.2f} s, 200 of 1,000 lines sorted in {took:.0f} ms, {grand_page.stat().st_size / 1e6:.1f} MB"
+    )
+    # Measured on an idle machine: 2 s and 20 ms; the bounds leave room for a busy one.
+    assert opened < 60
+    assert took < 2000
+    page.locator("#filter-text").fill("encoder-07")
+    assert page.locator("#boards tbody tr").count() == 20

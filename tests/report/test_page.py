@@ -54,7 +54,7 @@ def test_the_page_is_complete_and_calls_nobody(typical_page):
         if {"src", "href"} & set(t[1]) and not str(t[1].get("href", "")).startswith(("#", "data:,"))
     ]
     assert {t[1]["id"] for t in page.tags if t[0] == "section"} == {
-        "summary", "leaderboard", "differences", "confusion", "map", "training", "provenance",
+        "summary", "leaderboard", "differences", "confusion", "roc", "map", "training", "provenance",
     }  # fmt: skip
     words = " ".join(" ".join(page.words).split())
     for wanted in ("Read with care", "How to read the intervals", "no regularization strength converged", "2.6.0"):
@@ -67,25 +67,36 @@ def test_the_page_is_complete_and_calls_nobody(typical_page):
 
 
 def test_every_number_of_the_leaderboard_is_on_the_page(typical, typical_page):
-    text = typical_page.read_text(encoding="utf-8")
+    rows = {(r["encoder"], r["task"], r["protocol"]): r for r in json.loads(read(typical_page).json)["rows"]}
     results = load_results(typical)
     assert len(results.standings) == 11
+    assert len(rows) == 12
     for line in results.standings:
-        for estimate in line["metrics"].values():
-            assert f"{estimate['value']:.3f}" in text
-            assert f"{estimate['low']:.3f}–{estimate['high']:.3f}" in text
-            assert f"± {estimate['sd']:.3f}" in text
+        row = rows[line["encoder"], line["task"], line["protocol"]]
+        for name, estimate in line["metrics"].items():
+            expected = [estimate[key] for key in ("value", "low", "high", "sd")]
+            assert row["values"][name] == pytest.approx(expected, rel=1e-5)
+    assert rows["random", "osteosarcoma", "logistic"]["gap"] == "failed: no regularization strength converged"
+    best = max(
+        (r for r in results.standings if (r["task"], r["protocol"]) == ("oral", "knn")),
+        key=lambda r: r["metrics"]["accuracy"]["value"],
+    )
+    leads = [
+        r["encoder"] for r in rows.values() if (r["task"], r["protocol"]) == ("oral", "knn") and "accuracy" in r["best"]
+    ]
+    assert leads == [best["encoder"]]
 
 
 def test_the_data_of_the_figures(typical_page):
     data = json.loads(read(typical_page).json)
     assert data["encoders"] == ["mocov2", "random", "color"]
-    oral, bone = data["bars"]
-    assert oral["conditions"] == ["knn", "logistic"]
-    assert oral["metrics"]["balanced_accuracy"]["chance"] == 0.25
-    assert bone["metrics"]["auroc"]["chance"] == 0.5
-    assert bone["metrics"]["accuracy"]["chance"] is None
-    assert bone["metrics"]["accuracy"]["encoders"]["random"][1] is None
+    oral, bone = data["tasks"]
+    assert oral["chance"]["balanced_accuracy"] == 0.25
+    assert bone["chance"]["auroc"] == 0.5
+    assert bone["chance"]["accuracy"] is None
+    assert len(data["differences"]) == 4
+    tests = {(f["task"], f["condition"]): f["pairs"] for f in data["differences"]}
+    assert len(tests["oral", "knn"]) == 3
     panels = {panel["title"]: panel for panel in data["training"]}
     assert list(panels) == [
         "Loss", "Online kNN accuracy", "Projection spread", "Effective rank", "Positive similarity", "Learning rate",
@@ -96,9 +107,10 @@ def test_the_data_of_the_figures(typical_page):
     assert {(m["encoder"], m["task"]) for m in maps} == {
         (e, t) for e in data["encoders"] for t in ("oral", "osteosarcoma")
     }
-    assert data["embedding"]["sprites"]["oral"]["src"].startswith("data:image/jpeg;base64,")
+    tiles = data["embedding"]["tiles"]["oral"]
+    assert tiles["sprite"]["src"].startswith("data:image/jpeg;base64,")
     # The same tiles in three maps are stored once.
-    assert data["embedding"]["sprites"]["oral"]["count"] == len(set(maps[0]["thumbnail"]))
+    assert tiles["sprite"]["count"] == len(set(tiles["thumbnail"])) == len(tiles["name"]) == 120
 
 
 def test_confusion_counts_are_those_of_the_predictions(typical, typical_page):
@@ -233,6 +245,8 @@ def test_thumbnails_fit_the_budget_and_keep_their_place(builder):
     assert places == [0, 1, 2]
     assert sprite.add(buffer.getvalue()) == 2
     assert sprite.add(b"no image") == sprite.add(None) == -1
+    few = Sprite(most=0)
+    assert few.add(buffer.getvalue()) == -1
     large = sprite.encode(10**6)
     small = sprite.encode(1)
     assert len(small["src"]) < len(large["src"])
