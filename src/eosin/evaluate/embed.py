@@ -230,7 +230,7 @@ def _store(path: Path | None, key: str, layout: Layout, *, own: bool, scratch: b
     if path is None and scratch:
         with tempfile.TemporaryDirectory(prefix="eosin-embed-") as folder:
             yield PartStore(Path(folder), key, layout)
-    elif path is None or (own and len(layout) == 1):
+    elif path is None or (own and len(layout) == 1 and not path.with_suffix("").is_dir()):
         yield PartStore(None, key, layout)
     else:
         yield PartStore(path.with_suffix(""), key, layout)
