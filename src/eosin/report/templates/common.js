@@ -36,7 +36,7 @@ const arrow = (metric) => (data.higher[metric] ? "↑" : "↓");
 const breakable = (text) => text.split(/(?<=[_\-/])/).flatMap((part) => [part, element("wbr")]);
 
 function encoderLabel(name) {
-  return element("span", { class: "encoder" }, element("span", { class: `dot c${(encoderNumber.get(name) ?? 0) % 8}`, "aria-hidden": "true" }), element("span", name.length <= 28 ? { class: "whole" } : {}, ...breakable(name)));
+  return element("span", { class: "encoder" }, element("span", { class: `dot c${(encoderNumber.get(name) ?? 0) % 8}`, "aria-hidden": "true" }), name.length <= 28 ? element("span", { class: "whole" }, name) : element("span", {}, ...breakable(name)));
 }
 
 function fill(select, values, chosen, names = values) {

@@ -60,10 +60,10 @@ function drawNeighbors() {
     const near = tiles.filter((tile) => tile.rank > 0);
     const same = near.filter((tile) => tile.label === query.label).length;
     const row = element("ul", { class: "tiles", "aria-label": `A tile of ${query.label} and its nearest training tiles, ${same} of ${near.length} of its class` },
-      tileFigure(task, query, 76, [element("b", {}, ...breakable(query.label)), element("span", { class: "quiet" }, "asked")], "query"),
+      tileFigure(task, query, 64, [element("b", {}, ...breakable(query.label)), element("span", { class: "quiet" }, "asked")], "query"),
       ...near.map((tile) => {
         const right = tile.label === query.label;
-        return tileFigure(task, tile, 76, [element("span", { class: right ? "right" : "wrong" }, `${right ? "✓" : "✗"} `, ...breakable(tile.label)), element("span", { class: "quiet" }, `cosine ${fixed(tile.cosine, 2)}`)], right ? "same" : "other");
+        return tileFigure(task, tile, 64, [element("span", { class: right ? "right" : "wrong" }, `${right ? "✓" : "✗"} `, ...breakable(tile.label)), element("span", { class: "quiet" }, `cosine ${fixed(tile.cosine, 2)}`)], right ? "same" : "other");
       }));
     parent.append(row);
   }
