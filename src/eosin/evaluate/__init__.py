@@ -1,6 +1,7 @@
 """Frozen features to scores: one file a protocol, embeddings kept by content, intervals and paired tests."""
 
 from eosin.evaluate import eva as _eva  # noqa: F401
+from eosin.evaluate import fewshot as _fewshot  # noqa: F401
 from eosin.evaluate import finetune as _finetune  # noqa: F401  (registers the protocol)
 from eosin.evaluate import knn as _knn  # noqa: F401  (registers the protocol)
 from eosin.evaluate import linear as _linear  # noqa: F401
