@@ -52,12 +52,13 @@ def main() -> None:
     parser.add_argument("--patience", type=int, required=True)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    data_file, result_file = arguments.data.resolve(), arguments.result.resolve()
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
-    with np.load(arguments.data) as file:
+    with np.load(data_file) as file:
         data = {name: file[name] for name in ("features", "labels", "train", "val", "test")}
     classes = int(data["labels"].max()) + 1
     binary = classes == 2
@@ -113,7 +114,7 @@ def main() -> None:
             scores.append({"val": float(val[0][f"val/{key}"]), "test": float(test[0][f"test/{key}"])})
         os.chdir("/")
     seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    arguments.result.write_text(json.dumps({"runs": scores, "seconds": seconds}))
+    result_file.write_text(json.dumps({"runs": scores, "seconds": seconds}))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def test_a_protocol_never_sees_the_test_labels():
 
 # Protocols that look at pixels have a battery of their own; of variants, the one that learns from the most.
 ASKED = {name: open_protocol(name)[-1].shown for name in PROTOCOLS if not PROTOCOLS[name].pixels}
+UNSCALED = {"eva": "takes features as they are at a fixed learning rate, as kaiko's eva does"}
 every_entry = pytest.mark.parametrize("name", PROTOCOLS)
 every_protocol = pytest.mark.parametrize("name", ASKED.values())
 
@@ -94,7 +95,8 @@ def test_test_labels_change_neither_choice_nor_probabilities(name):
     labels = data.labels.copy()
     labels[data.test] = np.random.default_rng(1).permutation(labels[data.test])
     second = evaluate(changed(data, labels=labels), name, resamples=10)
-    assert first.chosen == second.chosen
+    # All but the spread over draws, which is a score and not a choice.
+    assert {**first.chosen, "sd": None} == {**second.chosen, "sd": None}
     np.testing.assert_array_equal(first.predicted.probabilities, second.predicted.probabilities)
     # Nor when the protocol is called directly with the test labels in view.
     (asked,) = open_protocol(name)
@@ -141,7 +143,10 @@ def test_features_of_zero(name):
 def test_huge_and_tiny_features(name, scale):
     data = probe(skill=8.0)
     scaled = changed(data, features=(data.features * np.float32(scale)).astype(np.float32))
-    assert evaluate(scaled, name, resamples=10).metrics["accuracy"]["value"] == 1.0
+    result = evaluate(scaled, name, resamples=10)
+    assert np.isfinite(result.predicted.probabilities).all()
+    if name not in UNSCALED:
+        assert result.metrics["accuracy"]["value"] == 1.0
 
 
 @every_protocol
