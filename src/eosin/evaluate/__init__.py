@@ -7,10 +7,12 @@ from eosin.evaluate import knn as _knn  # noqa: F401  (registers the protocol)
 from eosin.evaluate import linear as _linear  # noqa: F401
 from eosin.evaluate import linear_cached as _linear_cached  # noqa: F401
 from eosin.evaluate import logistic as _logistic  # noqa: F401
+from eosin.evaluate import shift as _shift  # noqa: F401
 from eosin.evaluate.dense import DenseStore, embed_dense, open_dense
 from eosin.evaluate.embed import Embeddings, embed, embedding_key
 from eosin.evaluate.embed_pass import DenseMaps
 from eosin.evaluate.evaluation import Evaluation, ProbeData, evaluate, fit_of, material_of, probe_data, score
+from eosin.evaluate.foreign import read_embeddings
 from eosin.evaluate.metrics import METRICS, metric_value
 from eosin.evaluate.parquet import embed_to_parquet
 from eosin.evaluate.protocol import (
@@ -61,6 +63,7 @@ __all__ = [
     "open_protocols",
     "paired_test",
     "probe_data",
+    "read_embeddings",
     "run_stain_probe",
     "score",
 ]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from eosin.evaluate.metrics import Floats, ratio
 from eosin.evaluate.statistics import Interval, bootstrap_statistic
 
-__all__ = ["Movement", "measure_movement"]
+__all__ = ["Movement", "cosine_distances", "measure_movement"]
 
 # Distances of a block of images to all others: 4 M values, 32 MiB.
 _BLOCK = 1 << 22
@@ -43,6 +43,13 @@ class Movement:
     distance: Floats
     recognized: Floats
     metrics: dict[str, Interval]
+
+
+def cosine_distances(before: npt.NDArray[np.float32], after: npt.NDArray[np.float32]) -> Floats:
+    """Compute the cosine distance of each image to itself changed: float32 [n, D] twice to float64 [n], in 0..2."""
+    if before.shape != after.shape or before.ndim != 2:
+        raise ValueError(f"features {before.shape} and {after.shape} are not of the same images")
+    return np.asarray(0.5 * np.square(_unit_length(before) - _unit_length(after)).sum(axis=1))
 
 
 def measure_movement(

@@ -28,10 +28,11 @@ from eosin.encoders import Encoder, load_encoder
 from eosin.encoders.named import NamedEncoder, named_encoders
 from eosin.evaluate.cells import load_cells, save_cell
 from eosin.evaluate.embed import embed
-from eosin.evaluate.evaluation import ProbeData, probe_data
+from eosin.evaluate.evaluation import ProbeData, fit_of, probe_data
 from eosin.evaluate.movement import Movement, measure_movement
 from eosin.evaluate.predictions import prediction_table
 from eosin.evaluate.protocol import PROTOCOLS, FeatureProtocol
+from eosin.evaluate.shift import predict_versions
 from eosin.evaluate.stain_shift import DEFAULT_SHIFTS, NONE, Restaining, Shift, open_shifts
 from eosin.evaluate.stain_summary import summarize
 from eosin.evaluate.statistics import Interval, Predicted, bootstrap_interval, paired_test
@@ -279,16 +280,7 @@ def _predict(data: ProbeData, tests: Sequence[Any], protocol: str, seed: int) ->
 
     The protocol sees no label of a test tile, and no re-stained tile among those it fits or chooses on.
     """
-    count, start = len(data.test), len(data.features)
-    features = np.concatenate([data.features, *tests])
-    labels = np.concatenate([data.labels, np.full(count * len(tests), -1)])
-    labels[data.test] = -1
-    rows = np.arange(start, start + count * len(tests))
-    groups = None
-    if data.groups is not None:
-        groups = np.concatenate([data.groups, *[data.groups[data.test]] * len(tests)])
-    prediction = _probe_of(protocol).run(features, labels, data.classes, data.train, data.val, rows, groups, seed)
-    return np.split(prediction.probabilities, len(tests)), prediction.chosen
+    return predict_versions(_probe_of(protocol), data.features, data.classes, fit_of(data, seed), tests, data.groups)
 
 
 def _metrics(before: Predicted, after: Predicted, movement: Movement, seed: int) -> dict[str, Interval]:
