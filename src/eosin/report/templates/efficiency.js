@@ -56,7 +56,7 @@ function drawEfficiencyOf(plot, family, points, encoders, metric) {
   }
   const ticks = unique(points.map((point) => point.at)).sort((a, b) => a - b);
   const name = (at) => (family.shots ? String(at) : `${Number((100 * at).toPrecision(6))} %`);
-  const ends = [Math.log10(ticks[0]) - 0.08, Math.log10(ticks[ticks.length - 1]) + 0.08];
+  const ends = [Math.log10(ticks[0]) - 0.08, Math.log10(ticks[ticks.length - 1]) + 0.04 + 0.06 * (Math.log10(ticks[ticks.length - 1]) - Math.log10(ticks[0]))];
   draw(plot, traces, layout({ hovermode: "x unified", xaxis: { type: "log", range: ends, tickvals: ticks, ticktext: ticks.map(name), showgrid: false }, yaxis: { nticks: 6, tickformat: ".2f" } }));
 }
 
