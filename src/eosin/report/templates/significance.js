@@ -1,5 +1,6 @@
 const FEW_FAMILIES = 8;
 const MOST_MATRICES = 4;
+const SMALL_FROM = 14;
 const LEVEL = 0.05;
 let bestOfFamily = new Map();
 
@@ -53,7 +54,7 @@ function significanceMatrix(family) {
   const tests = new Map(bothWays(family).map((entry) => [`${entry.encoder}\n${entry.reference}`, entry]));
   const values = new Map(measuredRows.filter((row) => row.task === family.task && row.condition === family.condition).map((row) => [row.encoder, row.values[family.metric]?.[0] ?? null]));
   const names = data.encoders.filter((name) => values.has(name)).sort((a, b) => (values.get(b) ?? -Infinity) - (values.get(a) ?? -Infinity));
-  const small = names.length > 14;
+  const small = names.length > SMALL_FROM;
   const cell = (row, column) => {
     if (row === column) return element("td", { class: "self" });
     const test = tests.get(`${row}\n${column}`);
@@ -74,9 +75,9 @@ function significanceMatrix(family) {
 function drawDifferences() {
   if (!byId("difference-tables")) return;
   const families = shownFamilies();
-  const shown = families.slice(0, MOST_MATRICES);
+  const shown = families.slice(0, data.encoders.length > SMALL_FROM ? 1 : MOST_MATRICES);
   byId("significance").replaceChildren(...shown.map(significanceMatrix));
-  byId("significance-note").textContent = shown.length < families.length ? ` The first ${shown.length} of ${families.length} matrices are shown; choose a task or protocol for another.` : "";
+  byId("significance-note").textContent = shown.length < families.length ? ` The first ${shown.length} of ${families.length} matrices shown; choose a task or protocol for another.` : "";
   drawDifferenceTables(families);
 }
 
