@@ -1,0 +1,1 @@
+"""Nuclei: instance segmentation with any encoder, and how well it does."""
