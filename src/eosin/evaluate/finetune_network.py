@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eosin.core.errors import EosinError
+from eosin.evaluate.pixels import balanced_accuracy_and_loss
 
 if TYPE_CHECKING:
     from eosin.encoders import Encoder
@@ -34,7 +35,8 @@ class Classifier(nn.Module):
     def __init__(self, encoder: Encoder, classes: int, drop_paths: Sequence[PositionalDropPath] = ()) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Linear(encoder.width, classes)
+        # Without PyTorch's draws, which would move the caller's generator.
+        self.head: nn.Linear = nn.utils.skip_init(nn.Linear, encoder.width, classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.drop_paths = tuple(drop_paths)
@@ -167,6 +169,7 @@ def probe_head(
     Returns:
         Weight float32 [C, D] and bias float32 [C], for features as they are.
     """
+    from scipy.special import softmax
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
@@ -174,7 +177,7 @@ def probe_head(
     spread[spread <= 1e-7 * np.maximum(np.abs(center), np.finfo(np.float32).tiny)] = np.inf
     inputs, known = (features - center) / spread, truth >= 0
     tested = (val[known] - center) / spread
-    best: tuple[float, npt.NDArray[np.float64], npt.NDArray[np.float64]] | None = None
+    best: tuple[tuple[float, float], npt.NDArray[np.float64], npt.NDArray[np.float64]] | None = None
     model = LogisticRegression(solver="lbfgs", max_iter=200, warm_start=True)
     for strength in (1e-4, 1e-3, 1e-2, 1e-1, 1.0):
         model.set_params(C=strength)
@@ -183,9 +186,10 @@ def probe_head(
         weight, bias = model.coef_, model.intercept_
         if classes == 2:
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-        hit = (tested @ weight.T + bias).argmax(axis=1) == truth[known]
-        recalls = [hit[truth[known] == value].mean() for value in np.unique(truth[known])]
-        score = float(np.mean(recalls)) if recalls else 0.0
+        score = (0.0, 0.0)
+        if known.any():
+            accuracy, loss = balanced_accuracy_and_loss(softmax(tested @ weight.T + bias, axis=1), truth[known])
+            score = (accuracy, -loss)
         if best is None or score > best[0]:
             best = score, weight.copy(), bias.copy()
     assert best is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from eosin.core.console import warn
 from eosin.core.draws import Draws, permuted, stream_seed
 from eosin.core.errors import EosinError
 from eosin.evaluate.finetune_network import parameter_groups
-from eosin.evaluate.pixels import balanced_accuracy_and_loss, drawn_views
+from eosin.evaluate.pixels import ViewKey, balanced_accuracy_and_loss, drawn_views
 from eosin.methods.drop_path import draw_masks
 from eosin.training.checkpoints import Checkpoints
 from eosin.training.schedules import warmup_cosine
@@ -59,6 +59,28 @@ def pass_parts(rows: Rows, batch: int, seed: int, epoch: int) -> list[Rows]:
     """
     order = permuted(np.arange(len(rows)), len(rows), stream_seed(seed, "finetune order", epoch))
     return np.array_split(rows[order], -(-len(rows) // batch))
+
+
+class _Keys(Sequence[ViewKey]):
+    """What each step from one on to the last shows: (rows, its epoch), found when it is asked for."""
+
+    def __init__(self, tuning: FineTuning, first: int) -> None:
+        self.tuning = tuning
+        self.first = first
+        self.epoch = -1
+        self.parts: list[Rows] = []
+
+    def __len__(self) -> int:
+        return self.tuning.epochs * self.tuning.parts - self.first
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        epoch, part = divmod(self.first + index, self.tuning.parts)
+        if epoch != self.epoch:
+            fit = self.tuning.fit
+            self.epoch, self.parts = epoch, pass_parts(fit.train, self.tuning.settings.batch, fit.seed, epoch)
+        return self.parts[part], [epoch]
 
 
 @dataclass
@@ -109,9 +131,14 @@ class Training:
                 group["weight_decay"] = self.point.weight_decay if group["decays"] else 0.0
             self._resume()
             self.saved = time.monotonic()
+            tuning = self.tuning
+            keys = _Keys(tuning, self.state.epoch * tuning.parts + self.state.part)
+            # One reader for all epochs: starting its processes takes seconds.
+            self.batches = drawn_views(tuning.views, keys, tuning.material.workers)
             while not self.state.ended:
                 self._epoch()
                 yield self.state
+            del self.batches
 
     def forget(self) -> None:
         """Remove the checkpoints."""
@@ -122,12 +149,10 @@ class Training:
 
     def _epoch(self) -> None:
         tuning, state = self.tuning, self.state
-        parts = pass_parts(tuning.fit.train, tuning.settings.batch, tuning.fit.seed, state.epoch)[state.part :]
-        keys = [(part, [state.epoch]) for part in parts]
+        parts = pass_parts(tuning.fit.train, tuning.settings.batch, tuning.fit.seed, state.epoch)
         losses: list[tuple[Tensor, int]] = []
-        batches = drawn_views(tuning.views, keys, tuning.material.workers)
-        for part, pixels in zip(parts, batches, strict=True):
-            losses.append((self._step(pixels[0], part), len(part)))
+        for part in parts[state.part :]:
+            losses.append((self._step(next(self.batches)[0], part), len(part)))
             state.part += 1
             if self.stop.number or time.monotonic() - self.saved >= SAVE_SECONDS:
                 self._add_losses(losses)

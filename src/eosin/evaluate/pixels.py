@@ -37,6 +37,7 @@ __all__ = [
     "CropLaw",
     "DrawnViews",
     "Pixels",
+    "ViewKey",
     "balanced_accuracy_and_loss",
     "center_views",
     "check_fit",
@@ -165,6 +166,8 @@ def center_views(
         EosinError: If a tile cannot be read any more.
     """
     chosen = tiles.select(rows)
+    # Starting processes takes longer than decoding a few images.
+    workers = 0 if len(rows) <= 2 * batch else workers
     quarantine = Quarantine(None, limit=1.0)
     seen = 0
     for images, found in iterate_tiles(
