@@ -187,7 +187,7 @@ def test_large_features_are_held_in_a_file(pixel_task, tmp_path, monkeypatch):
 
 def test_heads_that_diverge_lose(pixel_task):
     task = pixel_task()
-    quick = Linear(rates=(1e-2, 1e38), weight_decays=(0.0,), epochs=3, least_steps=20, views=1)
+    quick = Linear(rates=(1e-2, 1e38), decays=(0.0,), epochs=3, least_steps=20, views=1)
     (answer,) = quick.answers(task.material(), [task.fit()])
     assert answer.result.chosen["rate"] == 1e-2
     assert answer.result.chosen["grid"][1]["validation_balanced_accuracy"] is None

@@ -121,7 +121,7 @@ class Linear(Protocol):
 
     Attributes:
         rates: Learning rates tried, at a batch of 256; scaled with the batch where there are fewer images.
-        weight_decays: Weight decays tried.
+        decays: Weight decays tried.
         epochs: Passes over the training images.
         least_steps: Steps taken at least, by more passes.
         batch: Images a step.
@@ -137,7 +137,7 @@ class Linear(Protocol):
     pixels: ClassVar[bool] = True
 
     rates: tuple[float, ...] = RATES
-    weight_decays: tuple[float, ...] = (5e-4, 0.0)
+    decays: tuple[float, ...] = (5e-4, 0.0)
     epochs: int = 28
     least_steps: int = 1000
     batch: int = 256
@@ -148,8 +148,8 @@ class Linear(Protocol):
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch, self.views) < 1 or self.least_steps < 0:
             raise ValueError("epochs, batch and views must be at least 1, least_steps at least 0")
-        if not self.rates or min(self.rates) <= 0 or not self.weight_decays or min(self.weight_decays) < 0:
-            raise ValueError("rates must be above 0 and weight_decays at least 0")
+        if not self.rates or min(self.rates) <= 0 or not self.decays or min(self.decays) < 0:
+            raise ValueError("rates must be above 0 and decays at least 0")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError("scale must be low+high with 0 < low <= high <= 1")
         if not 0 <= self.flip <= 1:
@@ -210,7 +210,7 @@ class Linear(Protocol):
         present = present_classes(fit)
         labels = np.searchsorted(present, fit.labels[fit.train])
         batch = min(self.batch, len(fit.train))
-        grid = [(rate, decay) for rate in sorted(self.rates) for decay in self.weight_decays]
+        grid = [(rate, decay) for rate in sorted(self.rates) for decay in self.decays]
         steps = _steps(self, views, places, labels, fit, mean, scale)
         weights, biases = train_heads(
             steps,
@@ -243,14 +243,14 @@ class Linear(Protocol):
         rates = sorted({rate for rate, _ in grid})
         return {
             "rate": grid[best][0],
-            "weight_decay": grid[best][1],
+            "decay": grid[best][1],
             "by": "validation balanced accuracy",
             "validation_balanced_accuracy": winner[0],
             "validation_log_loss": winner[1],
             "at_edge_of_grid": grid[best][0] in (rates[0], rates[-1]),
             "passes": _passes(self, n),
             "grid": [
-                {"rate": rate, "weight_decay": decay, "validation_balanced_accuracy": score and score[0]}
+                {"rate": rate, "decay": decay, "validation_balanced_accuracy": score and score[0]}
                 for (rate, decay), score in zip(grid, scores, strict=True)
             ],
         }
