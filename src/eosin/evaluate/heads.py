@@ -170,8 +170,7 @@ def sgd_heads(
     chunk = max(1, _GATHERED // (fits * batch * width))
     for first in range(0, steps, chunk):
         places = orders[:, first : first + chunk]
-        taken = torch.stack([source[place] for source, place in zip(images, places, strict=True)], dim=1)
-        wanted = torch.stack([source[place] for source, place in zip(targets, places, strict=True)], dim=1)
+        taken, wanted = _gathered(images, places), _gathered(targets, places)
         for offset in range(places.shape[1]):
             batch_images = taken[offset]
             torch.bmm(batch_images, weights, out=logits)
@@ -184,6 +183,12 @@ def sgd_heads(
                 moved.addcmul_(weights, decay)
             weights.addcmul_(moved, rate, value=-cosine(first + offset, steps))
     return weights.view(fits, width, classes, heads)
+
+
+def _gathered(sources: Sequence[Tensor], places: Tensor) -> Tensor:
+    """Rows of F sources at places [F, S, B], side by side for each step: [S, F, B, ...]."""
+    taken = [source[place] for source, place in zip(sources, places, strict=True)]
+    return taken[0][:, None] if len(taken) == 1 else torch.stack(taken, dim=1)
 
 
 def class_means(hits: Tensor, labels: Tensor, classes: int) -> Tensor:
