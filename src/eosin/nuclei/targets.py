@@ -6,8 +6,9 @@ jump from +1 to -1, which is what separates them.
 
 As the authors' code has it: centers are the rounded center of mass; the two sides are scaled by themselves; a map is
 cut out of a larger canvas, nuclei with fewer than 30 px inside the cut stay 0 in the HV maps but not in the nucleus
-map, and the others are measured with what lies outside it. `center="official"` is the authors' center, which lies one pixel
-left of and above the center of mass (they count pixels from 1 and the center from 0); `"exact"` is the center of mass.
+map, and the others are measured with what lies outside it. `center="official"` is the authors' center, which lies one
+pixel left of and above the center of mass (they count pixels from 1 and the center from 0); `"exact"` is the center of
+mass itself.
 """
 
 from __future__ import annotations
