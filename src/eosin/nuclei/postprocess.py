@@ -267,9 +267,22 @@ def _watershed(several: Mask, marks: Ids, borders: Floats32, inside: Mask, insta
     wider = tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in window)
     height = _smoothed((1 - borders[wider].astype(np.float64)) * inside[wider])
     height = height[tuple(slice(w.start - m.start, w.stop - m.start) for w, m in zip(window, wider, strict=True))]
-    mask = several[window]
-    flooded = watershed(-height, np.where(mask, marks[window], 0), mask=mask)
+    mask, seeds = several[window], marks[window]
+    # Pixels inside a mark have no neighbor left to flood: they wait in the queue for nothing, and most pixels do.
+    frontier = mask & ~(_surrounded((seeds > 0) | ~mask))
+    flooded = watershed(-height, np.where(frontier, seeds, 0), mask=frontier)
+    np.copyto(flooded, seeds, where=mask & ~frontier)
     instances[window][mask] = flooded[mask]
+
+
+def _surrounded(mask: Mask) -> Mask:
+    """Find pixels of a mask whose neighbors by edges are in it too; outside the tile counts as in it."""
+    inner = mask.copy()
+    inner[1:] &= mask[:-1]
+    inner[:-1] &= mask[1:]
+    inner[:, 1:] &= mask[:, :-1]
+    inner[:, :-1] &= mask[:, 1:]
+    return inner
 
 
 def _smoothed(values: Floats) -> Floats:
