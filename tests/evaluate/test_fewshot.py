@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -11,6 +12,8 @@ from eosin.core.errors import EosinError
 from eosin.evaluate import PROTOCOLS, Fit, Material, ProbeData, evaluate
 from eosin.evaluate.fewshot import SHOTS, FewShot, draw_supports
 from eosin.evaluate.fewshot_heads import solve_logistic
+from eosin.evaluate.predictions import load_predictions
+from eosin.evaluate.statistics import predicted_intervals
 
 
 def sample(seed: int, n: int = 120, width: int = 10, classes: int = 3, skill: float = 1.0) -> ProbeData:
@@ -152,3 +155,16 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match="draws=0"):
         FewShot(draws=0)
     assert not PROTOCOLS["fewshot"].fractions
+
+
+def test_the_file_of_predictions_keeps_that_they_are_votes(tmp_path):
+    result = evaluate(sample(6), "fewshot:simpleshot-2?draws=50", resamples=20)
+    pq.write_table(result.table(), tmp_path / "votes.parquet")
+    plain = evaluate(sample(6), "knn", resamples=20)
+    pq.write_table(plain.table(), tmp_path / "plain.parquet")
+    about = {"classes": list(result.classes), "grouping": "image"}
+    votes = load_predictions(tmp_path, {"predictions": "votes.parquet", **about})
+    assert votes.votes
+    assert not load_predictions(tmp_path, {"predictions": "plain.parquet", **about}).votes
+    assert predicted_intervals(votes, 0, 20) == result.metrics
+    assert result.metrics["calibration_error"]["value"] is None

@@ -12,7 +12,9 @@ These inner products are shared by all heads: one matrix product of the test ima
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,8 @@ _Evaluate = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 # Features z [K, n, D] to weights a [K, n, C] and biases b [K, C].
 _Solve = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+_Result = TypeVar("_Result")
 
 # Values of a block: 4 M of 4 bytes stay near the cache of a processor.
 _BLOCK = 1 << 22
@@ -89,28 +93,30 @@ def logistic_heads(pool: Tensor, support: Rows, labels: Rows, strength: float) -
     return _heads(pool, support, solve, torch.float64)
 
 
-def _heads(
-    pool: Tensor, support: Rows, solve: Callable[[Tensor], tuple[Tensor, Tensor]], precision: torch.dtype
-) -> Heads:
-    """Center and scale each support, solve for a and b, and write them in terms of inner products with the pool."""
-    count, n = support.shape
-    step = max(1, _BLOCK // (2 * n * pool.shape[1]))
-    parts = []
-    for start in range(0, count, step):
-        images = pool[torch.as_tensor(support[start : start + step])].to(precision)
-        mean = images.mean(dim=1, keepdim=True)
-        centered = images - mean
-        length = centered.norm(dim=2, keepdim=True)
-        longest = images.norm(dim=2, keepdim=True).amax(dim=1, keepdim=True)
-        inverse = torch.where(length > _ALIKE * longest, 1.0 / length, torch.zeros_like(length))
-        weights, bias = solve(centered * inverse)
-        alpha = inverse * weights
-        total = alpha.sum(dim=1, keepdim=True)
-        constant = (alpha.transpose(1, 2) @ (centered @ mean.transpose(1, 2))).squeeze(2)
-        # <m, x> is the mean of the products with the support.
-        parts.append(((alpha - total / n).transpose(1, 2), constant, bias, mean.square().sum(dim=(1, 2))))
-    alpha, constant, bias, square = (torch.cat(part).float().contiguous() for part in zip(*parts, strict=True))
-    return Heads(alpha, constant, bias, square)
+def _heads(pool: Tensor, support: Rows, solve: _Solve, precision: torch.dtype) -> Heads:
+    """Solve for the heads of every support, a block of them at a time."""
+    step = max(1, _BLOCK // (2 * support.shape[1] * pool.shape[1]))
+
+    def part(rows: slice) -> tuple[Tensor, ...]:
+        return _solved(pool[torch.as_tensor(support[rows])].to(precision), solve)
+
+    parts = _apart(part, _steps(len(support), step))
+    return Heads(*(torch.cat(part).float().contiguous() for part in zip(*parts, strict=True)))
+
+
+def _solved(images: Tensor, solve: _Solve) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Center and scale supports [K, n, D], solve for a and b, and write them as `Heads` does."""
+    mean = images.mean(dim=1, keepdim=True)
+    centered = images - mean
+    length = centered.norm(dim=2, keepdim=True)
+    longest = images.norm(dim=2, keepdim=True).amax(dim=1, keepdim=True)
+    inverse = torch.where(length > _ALIKE * longest, 1.0 / length, torch.zeros_like(length))
+    weights, bias = solve(centered * inverse)
+    alpha = inverse * weights
+    constant = (alpha.transpose(1, 2) @ (centered @ mean.transpose(1, 2))).squeeze(2)
+    # <m, x> is the mean of the products with the support.
+    alpha = alpha - alpha.sum(dim=1, keepdim=True) / images.shape[1]
+    return alpha.transpose(1, 2), constant, bias, mean.square().sum(dim=(1, 2))
 
 
 def solve_logistic(
@@ -227,21 +233,36 @@ def decide(pool: Tensor, tests: Tensor, supports: list[Rows], heads: list[list[H
     kind = np.uint8 if widest <= 256 else np.int32
     decisions = [[np.empty((len(entry.bias), len(tests)), dtype=kind) for entry in group] for group in heads]
     block = int(np.clip(4 * _BLOCK // len(pool), 64, 1024))
-    for start in range(0, len(tests), block):
-        part = tests[start : start + block]
-        products = pool @ part.T
-        square = part.square().sum(dim=1)
+
+    def part(columns: slice) -> None:
+        products = pool @ tests[columns].T
+        square = tests[columns].square().sum(dim=1)
         for support, group, told in zip(supports, heads, decisions, strict=True):
-            for rows in _steps(len(support), max(1, _BLOCK // (4 * support.shape[1] * len(part)))):
+            for rows in _steps(len(support), max(1, _BLOCK // (4 * support.shape[1] * len(square)))):
                 chosen = torch.as_tensor(support[rows])
-                near = products.index_select(0, chosen.flatten()).view(*chosen.shape, len(part))
+                near = products.index_select(0, chosen.flatten()).view(*chosen.shape, len(square))
                 mean = near.mean(dim=1)
                 for entry, out in zip(group, told, strict=True):
                     away = (square - 2.0 * mean + entry.square[rows, None]).clamp_min(1e-30).sqrt()
                     scores = torch.baddbmm(-entry.constant[rows, :, None], entry.alpha[rows], near)
                     scores.addcmul_(entry.bias[rows, :, None], away[:, None])
-                    out[rows, start : start + block] = scores.argmax(dim=1).numpy()
+                    out[rows, columns] = scores.argmax(dim=1).numpy()
+
+    _apart(part, _steps(len(tests), block))
     return decisions
+
+
+def _apart(task: Callable[[slice], _Result], parts: list[slice]) -> list[_Result]:
+    """Do parts in as many threads as torch has, each of them by itself: no thread waits for another's small product.
+
+    Two threads to a product took ten times as long on a busy machine.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(task, parts))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _steps(count: int, step: int) -> list[slice]:
