@@ -85,10 +85,11 @@ def test_the_encoder_and_the_global_generator_stay_as_they_are(name, pixel_task)
 def test_a_fit_gives_the_same_bits_beside_others_and_whatever_the_workers(name, pixel_task):
     task = pixel_task(skill=0.2)
     alone = run(name, task)[0]
-    beside = run(name, task, [task.fit(1), task.fit(0)], workers=2)
+    beside = run(name, task, [task.fit(1), task.fit(0)])
     np.testing.assert_array_equal(beside[1].probabilities, alone.probabilities)
     assert beside[1].chosen == alone.chosen
     assert not np.array_equal(beside[0].probabilities, alone.probabilities)
+    np.testing.assert_array_equal(run(name, task, workers=1)[0].probabilities, alone.probabilities)
 
 
 @every_protocol
