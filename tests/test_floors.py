@@ -22,7 +22,7 @@ FLOORS = {
     "stain": 3,
     "tiling": 3,
     "evaluate": 4,
-    "nuclei": 4,
+    "nuclei": 5,
     "pretrain": 5,
     "benchmark": 6,
     "report": 7,
