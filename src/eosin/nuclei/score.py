@@ -5,11 +5,11 @@ Over the images of a set, by name:
 | name | is |
 |---|---|
 | `dice`, `aji`, `aji_plus`, `dq`, `sq`, `pq` | mean over images (`metrics`); images without any nucleus left out |
-| `bpq` | the same mean of PQ over images with true nuclei, as PanNuke's bPQ: what is found where nothing is costs nothing |
+| `bpq` | PanNuke's bPQ: mean of PQ over images with true nuclei; what is found where none are costs nothing |
 | `pq_set` | PQ of the counts summed over all images: each nucleus weighs the same |
 | `f_d` | detection by centers, counts summed (`types`) |
 | `mpq_pannuke` | PanNuke's mPQ: PQ of each type with true nuclei in an image; mean over these, then over images |
-| `mpq_image` | the same with every type that is true or predicted in an image: a type that is not there but found gets 0 |
+| `mpq_image` | the same with every type that is true or predicted in an image: one found but not there gets 0 |
 | `mpq_set` | CoNIC's mPQ+: counts of each type summed over all images, PQ of each type, mean over types |
 | `type_accuracy` | share of pairs by centers whose types agree |
 | `f:TYPE`, `pq:TYPE` | F_c and PQ of one type, counts summed |
@@ -40,6 +40,7 @@ THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """Of the curve over IoU: 0.5, 0.55, ... 0.95."""
 
 Floats = npt.NDArray[np.float64]
+Row = dict[str, str | int | float | None]
 Statistic = Callable[[Floats], Floats]
 
 
@@ -132,19 +133,17 @@ def _types(labels: Labels, types: npt.ArrayLike, name: str, count: int) -> npt.N
     return array.astype(np.int64)
 
 
-def rows(
-    scores: Sequence[ImageScore], types: Mapping[int, str] | None = None
-) -> list[dict[str, str | int | float | None]]:
+def rows(scores: Sequence[ImageScore], types: Mapping[int, str] | None = None) -> list[Row]:
     """Return a row for each image: its name, counts and metrics, None where a metric is undefined.
 
     Args:
         scores: Of the images.
         types: Names of the types that were counted, in that order; see `set_scores`.
     """
-    table: list[dict[str, str | int | float | None]] = []
+    table: list[Row] = []
     for image in scores:
         counts = image.panoptic
-        row: dict[str, str | int | float | None] = {"image": image.name, "group": image.group, "tissue": image.tissue}
+        row: Row = {"image": image.name, "group": image.group, "tissue": image.tissue}
         row |= {"truth": image.truth, "predicted": image.predicted}
         row |= {"tp": counts.tp, "fp": counts.fp, "fn": counts.fn, "iou_sum": counts.iou_sum}
         row |= {name: _defined(value) for name, value in image.metrics.items()}
