@@ -1,4 +1,8 @@
-"""Nearest neighbours and bootstrap intervals against scikit-learn: one JSON line per claim, from one run."""
+"""Protocols and intervals against the loops they stand for: one JSON line per claim, from one run.
+
+`--only` names parts; `--cpu` counts CPU time of the process instead of wall time, for a machine that is busy (with
+`--threads 1`). kaiko-eva is compared in `eva.py`, which needs an environment of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +13,32 @@ from collections.abc import Callable
 from statistics import median
 
 import numpy as np
+import probe_heads
+import torch
 from sklearn import metrics as sk
 from sklearn.neighbors import KNeighborsClassifier
+from threadpoolctl import threadpool_limits
 
+from eosin.evaluate import open_protocol
 from eosin.evaluate.knn import knn_probabilities
+from eosin.evaluate.metrics import METRICS
 from eosin.evaluate.statistics import bootstrap_interval
 
+Clock = Callable[[], float]
 
-def interleaved(ours: Callable[[], object], peer: Callable[[], object], repeats: int) -> tuple[float, float]:
+
+def interleaved(
+    ours: Callable[[], object], peer: Callable[[], object], repeats: int, now: Clock
+) -> tuple[float, float]:
     """Median seconds of each, taking turns so that a busy machine hurts both."""
     times: dict[str, list[float]] = {"ours": [], "peer": []}
     ours()
     peer()
     for _ in range(repeats):
         for name, function in (("ours", ours), ("peer", peer)):
-            start = time.perf_counter()
+            start = now()
             function()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(now() - start)
     return median(times["ours"]), median(times["peer"])
 
 
@@ -34,7 +47,7 @@ def line(claim: str, ours: float, peer: float, peer_name: str, n: str) -> None:
     print(json.dumps(record | {"unit": "s", "ratio": round(peer / ours, 2), "n": n}), flush=True)
 
 
-def neighbors(repeats: int, train: int, test: int, width: int) -> None:
+def neighbors(repeats: int, train: int, test: int, width: int, now: Clock) -> None:
     rng = np.random.default_rng(0)
     bank = rng.normal(size=(train, width)).astype(np.float32)
     queries = rng.normal(size=(test, width)).astype(np.float32)
@@ -55,12 +68,12 @@ def neighbors(repeats: int, train: int, test: int, width: int) -> None:
     difference = float(np.abs(ours() - peer()).max())
     if difference > 1e-3:
         raise SystemExit(f"the two differ by {difference:.2g}: nothing to compare")
-    ours_s, peer_s = interleaved(ours, peer, repeats)
+    ours_s, peer_s = interleaved(ours, peer, repeats, now)
     n = f"{train} train x {test} test x {width}, largest difference of a probability {difference:.1e}"
     line("kNN, cosine, k 20, exponential votes", ours_s, peer_s, "sklearn KNeighborsClassifier(brute)", n)
 
 
-def intervals(repeats: int, images: int, classes: int, resamples: int, peer_resamples: int) -> None:
+def intervals(repeats: int, images: int, classes: int, resamples: int, peer_resamples: int, now: Clock) -> None:
     rng = np.random.default_rng(1)
     truth = rng.integers(0, classes, images)
     scores = rng.random((images, classes)) + 0.5 * np.eye(classes)[truth]
@@ -81,24 +94,91 @@ def intervals(repeats: int, images: int, classes: int, resamples: int, peer_resa
                     sk.balanced_accuracy_score(truth[rows], predicted),
                     sk.f1_score(truth[rows], predicted, average="macro"),
                     sk.roc_auc_score(truth[rows], scores[rows], multi_class="ovr"),
+                    calibration_error(truth[rows], predicted, scores[rows].max(axis=1)),
                 ]
             )
         return values
 
-    ours_s, peer_s = interleaved(ours, peer, repeats)
-    n = f"{images} images x {classes} classes x 4 metrics x {resamples} resamples, peer timed on {peer_resamples}"
+    ours_s, peer_s = interleaved(ours, peer, repeats, now)
+    n = f"{images} images x {classes} classes x {len(METRICS)} metrics x {resamples} resamples"
+    n += f", peer timed on {peer_resamples}"
     scaled = peer_s * resamples / peer_resamples
-    line("bootstrap intervals of four metrics", ours_s, scaled, "loop over sklearn.metrics (time scaled)", n)
+    line("bootstrap intervals of all metrics", ours_s, scaled, "loop over sklearn.metrics (time scaled)", n)
+
+
+def calibration_error(truth: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error in equal bins (Guo et al., ICML 2017), as one would write it; not in scikit-learn."""
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    hits = np.bincount(place, weights=truth == predicted, minlength=bins)
+    return float(np.abs(hits - np.bincount(place, weights=confidence, minlength=bins)).sum() / len(truth))
+
+
+def heads(repeats: int, images: int, width: int, seeds: int, now: Clock) -> None:
+    turns = [probe_heads.grid(images, width, 9, seeds, 2, now) for _ in range(repeats)]
+    line(
+        "linear-cached: all heads of all shares of the labels and seeds",
+        median(turn[0] for turn in turns),
+        median(turn[1] for turn in turns),
+        "loop of nn.Linear and SGD (time scaled)",
+        turns[0][2],
+    )
+
+
+def fewshot(repeats: int, images: int, width: int, draws: int, peer_draws: int, now: Clock) -> None:
+    """SimpleShot on draws of 1 to 16 images a class, against one draw after another in NumPy."""
+    material, labels, parts = probe_heads.draw(images, width, 9)
+    fit = probe_heads.fit_of(labels, parts, 1.0, 0)
+    protocol = open_protocol(f"fewshot?draws={draws}")[0].protocol
+    names = [name for name in protocol.variants if name.startswith("simpleshot-")]
+    train, test = fit.train, material.features[fit.test]
+
+    def ours() -> object:
+        return [answer.result.probabilities for answer in protocol.answers(material, [fit], names)]
+
+    def peer() -> None:
+        mean = material.features[train].mean(axis=0)
+        queries = test - mean
+        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+        generator = np.random.default_rng(0)
+        for name in names:
+            shots = int(name.removeprefix("simpleshot-"))
+            votes = np.zeros((len(test), 9))
+            for _ in range(peer_draws):
+                centers = []
+                for label in range(9):
+                    picked = generator.choice(train[labels[train] == label], shots, replace=False)
+                    images_of = material.features[picked] - mean
+                    images_of /= np.linalg.norm(images_of, axis=1, keepdims=True)
+                    centers.append(images_of.mean(axis=0))
+                distance = (np.stack(centers) ** 2).sum(axis=1) - 2.0 * queries @ np.stack(centers).T
+                votes[np.arange(len(test)), distance.argmin(axis=1)] += 1.0
+
+    ours_s, peer_s = interleaved(ours, peer, repeats, now)
+    n = f"{draws} draws x {len(names)} shot counts x {len(test)} test images x {width}, peer timed on {peer_draws}"
+    line("few-shot: SimpleShot, all draws", ours_s, peer_s * draws / peer_draws, "loop over draws in NumPy (scaled)", n)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="a tenth of the size, to see that it runs")
+    parser.add_argument("--only", nargs="*", choices=("neighbors", "intervals", "heads", "fewshot"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu", action="store_true", help="CPU time of the process")
     arguments = parser.parse_args()
     share = 10 if arguments.small else 1
-    neighbors(arguments.repeats, 10_000 // share, 10_000 // share, 768)
-    intervals(arguments.repeats, 1000 // share, 9, 1000 // share, 50 // share)
+    now = time.process_time if arguments.cpu else time.perf_counter
+    repeats = arguments.repeats
+    parts = {
+        "neighbors": lambda: neighbors(repeats, 10_000 // share, 10_000 // share, 768, now),
+        "intervals": lambda: intervals(repeats, 10_000 // share, 9, 1000 // share, 20 // share, now),
+        "fewshot": lambda: fewshot(repeats, 10_000 // share, 768, 1000 // share, 20 // share, now),
+        "heads": lambda: heads(1 if share > 1 else min(3, repeats), 10_000 // share, 768, 5 // share or 1, now),
+    }
+    torch.set_num_threads(arguments.threads)
+    with threadpool_limits(arguments.threads):
+        for name in arguments.only or parts:
+            parts[name]()
 
 
 if __name__ == "__main__":
