@@ -237,42 +237,45 @@ def _filtered(values: Floats, weights: Floats, axis: int) -> Floats:
 
 def _flood(groups: Ids, inside: Mask, marks: Ids, borders: Floats32) -> Ids:
     """Give every pixel of a group that holds marks to one of them: int32 [H, W], contiguous ids."""
-    marked = np.flatnonzero(marks.ravel() * inside.ravel())
+    # A filled hole may reach beyond the groups: marks count inside them only.
+    marked = np.flatnonzero(marks)
+    marked = marked[inside.ravel()[marked]]
     if not len(marked):
         return np.zeros(groups.shape, dtype=np.int32)
     mark, group = marks.ravel()[marked], groups.ravel()[marked]
+    # Of contiguous ids, in the order of the marks.
+    used = np.zeros(int(mark.max()) + 1, dtype=bool)
+    used[mark] = True
+    mark = (np.cumsum(used, dtype=np.int32) * used)[mark]
     largest = int(groups.max())
     least = np.full(largest + 1, np.iinfo(np.int32).max, dtype=np.int32)
     most = np.zeros(largest + 1, dtype=np.int32)
     np.minimum.at(least, group, mark)
     np.maximum.at(most, group, mark)
     several = most > least
-    instances = np.where(several, 0, most)[groups].astype(np.int32)
+    instances = np.where(several, 0, most).take(groups)
     if several.any():
-        _watershed(several[groups], marks, borders, inside, instances)
-    used = np.zeros(int(mark.max()) + 1, dtype=bool)
-    used[mark] = True
-    numbers = np.cumsum(used, dtype=np.int32)
-    numbers[0] = 0
-    return numbers[instances]
+        seeds = np.zeros_like(groups)
+        seeds.ravel()[marked] = mark
+        _watershed(several.take(groups), seeds, borders, inside, instances)
+    return instances
 
 
-def _watershed(several: Mask, marks: Ids, borders: Floats32, inside: Mask, instances: Ids) -> None:
+def _watershed(several: Mask, seeds: Ids, borders: Floats32, inside: Mask, instances: Ids) -> None:
     """Flood the groups that hold several marks, in place; groups do not touch, so each is flooded as if alone."""
     from skimage.segmentation import watershed
 
-    rows, columns = np.flatnonzero(several.any(axis=1)), np.flatnonzero(several.any(axis=0))
-    window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    # One pixel more on each side belongs to the smoothing of the heights.
-    wider = tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in window)
-    height = _smoothed((1 - borders[wider].astype(np.float64)) * inside[wider])
-    height = height[tuple(slice(w.start - m.start, w.stop - m.start) for w, m in zip(window, wider, strict=True))]
-    mask, seeds = several[window], marks[window]
     # Pixels inside a mark have no neighbor left to flood: they wait in the queue for nothing, and most pixels do.
-    frontier = mask & ~(_surrounded((seeds > 0) | ~mask))
-    flooded = watershed(-height, np.where(frontier, seeds, 0), mask=frontier)
-    np.copyto(flooded, seeds, where=mask & ~frontier)
-    instances[window][mask] = flooded[mask]
+    frontier = several & ~_surrounded((seeds > 0) | ~several)
+    np.copyto(instances, seeds, where=several)
+    rows, columns = np.flatnonzero(frontier.any(axis=1)), np.flatnonzero(frontier.any(axis=0))
+    window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    places = np.flatnonzero(frontier)
+    depth = np.zeros(frontier.shape)
+    depth.ravel()[places] = -_smoothed((1 - borders.astype(np.float64)) * inside, places)
+    mask = frontier[window]
+    flooded = watershed(depth[window], np.where(mask, seeds[window], 0), mask=mask)
+    np.copyto(instances[window], flooded, where=mask)
 
 
 def _surrounded(mask: Mask) -> Mask:
@@ -285,11 +288,18 @@ def _surrounded(mask: Mask) -> Mask:
     return inner
 
 
-def _smoothed(values: Floats) -> Floats:
-    """Smooth by 1/4, 1/2, 1/4 along both axes; the tile is mirrored as in `_filtered`."""
+def _smoothed(values: Floats, places: npt.NDArray[np.int64]) -> Floats:
+    """Smooth by 1/4, 1/2, 1/4 along both axes, at these pixels; the tile is mirrored as in `_filtered`."""
     padded = np.pad(values, 1, mode="reflect")
-    along = 0.25 * (padded[:, :-2] + padded[:, 2:]) + 0.5 * padded[:, 1:-1]
-    return np.asarray(0.25 * (along[:-2] + along[2:]) + 0.5 * along[1:-1])
+    flat, stride = padded.ravel(), padded.shape[1]
+    rows, columns = np.divmod(places, values.shape[1])
+    middle = (rows + 1) * stride + columns + 1
+
+    def along(step: int) -> Floats:
+        here = middle + step
+        return 0.25 * (flat[here - 1] + flat[here + 1]) + 0.5 * flat[here]
+
+    return np.asarray(0.25 * (along(-stride) + along(stride)) + 0.5 * along(0))
 
 
 def describe(instances: Ids, np_prob: Floats32, tp_prob: Floats32 | None = None) -> list[Nucleus]:
