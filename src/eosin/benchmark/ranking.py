@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from eosin.benchmark.record import Ranking, Standing
-from eosin.evaluate.metrics import METRICS
+from eosin.evaluate.metrics import higher_is_better
 from eosin.evaluate.ranks import ranks
 
 __all__ = ["rank_encoders"]
@@ -28,7 +28,7 @@ def rank_encoders(standings: Sequence[Standing], metric: str) -> list[Ranking]:
     for (protocol, fraction), values in tables.items():
         if len(values) < 2:
             continue
-        found = ranks(values, METRICS[metric].higher_is_better)
+        found = ranks(values, higher_is_better(metric))
         rankings.append(
             {
                 "protocol": protocol,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -122,6 +123,9 @@ class Work:
                             ),
                         )
                     started = time.perf_counter()
+                if material.work is not None:
+                    # What would have saved time after a kill; a later seed computes its own.
+                    shutil.rmtree(material.work, ignore_errors=True)
             except StorageError:
                 raise
             except EosinError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from eosin.benchmark.pooling import leaderboard
-from eosin.benchmark.record import Estimate, Record
+from eosin.benchmark.record import LEADERBOARD, Estimate, Record, Standing
 
 __all__ = ["print_table"]
 
 _METRICS = (("balanced_accuracy", "balanced accuracy [95 %]"), ("accuracy", "accuracy"), ("auroc", "AUROC"))
+
+_VARIANTS = 3
+"""Variants of a protocol that are printed; of more, only their number."""
 
 
 def print_table(records: Sequence[Record], console: Console, out: Path = Path()) -> None:
@@ -39,7 +43,7 @@ def print_table(records: Sequence[Record], console: Console, out: Path = Path())
         table.collapse_padding = True
         taken = 57 + (11 if several else 0) + (8 if fractions else 0)
         table.add_column("encoder", overflow="fold", max_width=max(8, console.width - taken))
-        table.add_column("protocol")
+        table.add_column("protocol", overflow="fold")
         if fractions:
             table.add_column("labels", justify="right")
         for name, label in _METRICS:
@@ -48,7 +52,11 @@ def print_table(records: Sequence[Record], console: Console, out: Path = Path())
         if several:
             table.add_column("± (seeds)", justify="right", min_width=len("0.000 (3)"))
         table.add_column("n", justify="right")
-        for line in leaderboard(out, mine):
+        lines = leaderboard(out, mine)
+        folded = _folded(lines)
+        for line in lines:
+            if line["protocol"].partition(":")[0] in folded:
+                continue
             metrics = line["metrics"]
             first, *others = (metrics.get(name) for name, _ in _METRICS)
             seeds = len(line["seeds"])
@@ -62,7 +70,25 @@ def print_table(records: Sequence[Record], console: Console, out: Path = Path())
                 *([spread] if several else []),
                 str(sizes[task, line["encoder"]]),
             )
-        console.print(table)
+        if table.row_count:
+            console.print(table)
+        for family, count in folded.items():
+            name = mine[0]["task"]
+            console.print(
+                f"{name}: {count} results of {family} in {out / LEADERBOARD}; the page shows them", markup=False
+            )
+
+
+def _folded(lines: Sequence[Standing]) -> dict[str, int]:
+    """Count the results of protocols with so many variants that a terminal is no place for them."""
+    variants: dict[str, set[str]] = defaultdict(set)
+    counts: dict[str, int] = defaultdict(int)
+    for line in lines:
+        family, separator, variant = line["protocol"].partition(":")
+        if separator:
+            variants[family].add(variant)
+            counts[family] += 1
+    return {family: counts[family] for family, found in variants.items() if len(found) > _VARIANTS}
 
 
 def _title(record: Record) -> str:
