@@ -151,18 +151,22 @@ def split_parts(labels: Labels) -> npt.NDArray[np.int32]:
     Returns:
         int32 [H, W], ids 1 to n: a nucleus's first part keeps its place in the order, further parts come after all.
     """
-    from scipy import ndimage
+    from skimage.measure import label
 
-    instances = relabel(labels)
-    last = int(instances.max())
-    for number, box in enumerate(ndimage.find_objects(instances), start=1):
-        window = instances[box]
-        parts, count = ndimage.label(window == number)
-        if count > 1:
-            further = parts > 1
-            window[further] = parts[further] + (last - 1)
-            last += count - 1
-    return instances
+    found = relabel(labels)
+    parts = label(found, background=0, connectivity=1)
+    count = int(parts.max())
+    if count == int(found.max()):
+        return found
+    # Which nucleus a part is of, and where it begins: the first part of each nucleus keeps the nucleus's number.
+    owner = np.zeros(count + 1, dtype=np.int64)
+    owner[parts] = found
+    first = np.unique(owner[1:], return_index=True)[1] + 1
+    numbers = np.zeros(count + 1, dtype=np.int32)
+    numbers[first] = owner[first]
+    further = np.setdiff1d(np.arange(1, count + 1), first)
+    numbers[further] = len(first) + 1 + np.arange(len(further))
+    return np.asarray(numbers.take(parts))
 
 
 def _parts(instances: npt.NDArray[np.int32], connectivity: int) -> npt.NDArray[np.int64]:

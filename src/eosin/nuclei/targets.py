@@ -20,12 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.core.errors import EosinError
-from eosin.nuclei.labels import Labels, relabel
+from eosin.nuclei.labels import Labels, relabel, relabel_with_ids
 
 __all__ = ["SMALL", "Targets", "center_cut", "targets"]
 
 SMALL = 30
 """Pixels inside the cut below which a nucleus is left out of the HV maps."""
+
+_TABLE = 1 << 20
+"""Largest id for which a table over all ids is made."""
 
 Center = Literal["official", "exact"]
 Bytes = npt.NDArray[np.uint8]
@@ -82,63 +85,62 @@ def targets(
     """
     height, width = instances.shape
     window = center_cut(height, width, crop or (height, width))
-    contiguous = relabel(instances)
-    inside = contiguous[window]
+    inside = instances[window]
     nuclei = (inside > 0).astype(np.uint8)
-    typed = None if types is None else _type_target(contiguous, np.asarray(types), window)
-    return Targets(nuclei, _hv(contiguous, inside, window, small, center), typed)
+    typed = None if types is None else _type_target(instances, np.asarray(types), window)
+    return Targets(nuclei, _hv(instances, window, small, center), typed)
 
 
-def _type_target(instances: npt.NDArray[np.int32], types: Ints, window: tuple[slice, slice]) -> Ints:
+def _type_target(instances: Labels, types: Ints, window: tuple[slice, slice]) -> Ints:
     if types.ndim == 2:
         if types.shape != instances.shape:
             raise EosinError(f"types of {types.shape[::-1]} px for a label map of {instances.shape[::-1]} px")
         return types[window].astype(np.int64)
-    count = int(instances.max())
+    contiguous = relabel(instances)
+    count = int(contiguous.max())
     if types.shape != (count,):
         raise EosinError(f"{types.size} types for {count} nuclei; give each nucleus one type")
-    return np.concatenate([[0], types]).astype(np.int64)[instances[window]]
+    return np.concatenate([[0], types]).astype(np.int64)[contiguous[window]]
 
 
-def _hv(
-    instances: npt.NDArray[np.int32],
-    inside: npt.NDArray[np.int32],
-    window: tuple[slice, slice],
-    small: int,
-    center: Center,
-) -> Floats:
-    """Measure each nucleus once, then give each of its pixels its place: float32 [2, h, w]."""
-    from scipy import ndimage
-
-    hv = np.zeros((2, *inside.shape), dtype=np.float32)
-    count = int(instances.max())
-    sizes = np.bincount(inside.ravel(), minlength=count + 1)
-    wanted = sizes >= max(small, 1)
-    wanted[0] = False
-    numbers = np.flatnonzero(wanted)
-    if not len(numbers):
+def _hv(instances: Labels, window: tuple[slice, slice], small: int, center: Center) -> Floats:
+    """Measure each nucleus of the cut once, then give each of its pixels there its place: float32 [2, h, w]."""
+    middle, whole = _cut_first(instances, window, small)
+    hv = np.zeros((2, *middle.shape), dtype=np.float32)
+    pixels = np.flatnonzero(whole)
+    if not len(pixels):
         return hv
-    boxes = ndimage.find_objects(instances)
-    bounds = np.array([[(side.start, side.stop - 1) for side in boxes[number - 1]] for number in numbers])
-    # Only the part of the canvas where these nuclei lie is looked at.
-    low, high = bounds[:, :, 0].min(axis=0), bounds[:, :, 1].max(axis=0) + 1
-    part = instances[low[0] : high[0], low[1] : high[1]]
-    pixels = np.flatnonzero(wanted[part])
-    owner = part.ravel()[pixels]
-    areas = np.bincount(owner, minlength=count + 1)[numbers]
-    rows, columns = np.nonzero(wanted[inside])
-    whose = np.searchsorted(numbers, inside[rows, columns])
+    owner = whole.ravel()[pixels]
+    areas = np.bincount(owner)
+    target = np.flatnonzero(middle)
+    whose = middle.ravel()[target]
     # Rows are channel 1 of the maps, columns channel 0.
-    for axis, (channel, places, offset) in enumerate(
-        ((1, rows, window[0].start), (0, columns, window[1].start)),
+    for channel, places, here, side in zip(
+        (1, 0), np.divmod(pixels, whole.shape[1]), np.divmod(target, middle.shape[1]), window, strict=True
     ):
-        of_pixel = pixels // part.shape[1] if axis == 0 else pixels % part.shape[1]
-        mean = np.bincount(owner, weights=of_pixel, minlength=count + 1)[numbers] / areas + low[axis]
-        middle = np.floor(mean + 0.5) - 1 if center == "official" else mean
-        before = (middle - bounds[:, axis, 0]).astype(np.float32)
-        after = (bounds[:, axis, 1] - middle).astype(np.float32)
-        distance = (places + offset - middle[whose]).astype(np.float32)
-        scale = np.where(distance < 0, before[whose], after[whose])
+        first = np.full(len(areas), np.iinfo(np.int64).max)
+        last = np.zeros(len(areas), dtype=np.int64)
+        np.minimum.at(first, owner, places)
+        np.maximum.at(last, owner, places)
+        mean = np.bincount(owner, weights=places) / np.maximum(areas, 1)
+        zero = np.floor(mean + 0.5) - 1 if center == "official" else mean
+        distance = (here + side.start - zero[whose]).astype(np.float32)
+        scale = np.where(distance < 0, (zero - first)[whose], (last - zero)[whose]).astype(np.float32)
         # A side without extent holds distances of 0 only.
-        hv[channel, rows, columns] = distance / np.where(scale > 0, scale, 1)
+        hv[channel].ravel()[target] = distance / np.where(scale > 0, scale, 1)
     return hv
+
+
+def _cut_first(instances: Labels, window: tuple[slice, slice], small: int) -> tuple[Labels, Labels]:
+    """Number the nuclei that are large enough inside the cut 1 to n, there and on the canvas; all others are 0."""
+    found = relabel_with_ids(instances[window])
+    sizes = np.bincount(found.instances.ravel())
+    kept = sizes >= max(small, 1)
+    kept[0] = False
+    number = np.cumsum(kept, dtype=np.int32) * kept
+    top = int(instances.max())
+    if top > _TABLE:
+        return _cut_first(relabel(instances), window, small)
+    table = np.zeros(top + 1, dtype=np.int32)
+    table[found.ids] = number[1:]
+    return number.take(found.instances), table.take(instances)
