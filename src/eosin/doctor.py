@@ -21,6 +21,7 @@ _REQUIRED = (
 _EXTRAS = {
     "fast": (("numba",), "compile stain augmentation for the processor; EOSIN_NUMBA=0 turns it off"),
     "h5": (("h5py",), "exchange coordinates with CLAM and TRIDENT"),
+    "nuclei": (("skimage",), "find nuclei"),
     "ray": (("ray",), "fan out over hosts"),
     "wandb": (("wandb",), "log to Weights & Biases"),
     "mlflow": (("mlflow",), "log to MLflow"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -106,3 +108,9 @@ def test_types():
     assert instance_types(labels, np.array([[3, 0, 5], [0, 2, 1]]), "t", majority=True).tolist() == [1, 3]
     assert instance_types(labels, np.zeros((2, 3), int), "t", majority=True).tolist() == [0, 0]
     assert instance_types(np.zeros((2, 3), int), np.zeros((2, 3), int), "t").tolist() == []
+
+
+def test_without_scikit_image_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.measure", None)
+    with pytest.raises(EosinError, match=r"pip install 'eosin\[nuclei\]'"):
+        split_parts(np.ones((2, 2), int))

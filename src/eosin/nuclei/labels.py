@@ -6,6 +6,7 @@ not fit into 8 bits. Scored or trained on, they give numbers that look right, so
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,16 @@ import numpy.typing as npt
 
 from eosin.core.errors import EosinError
 
-__all__ = ["Labels", "Relabeled", "check_labels", "instance_types", "relabel", "relabel_with_ids", "split_parts"]
+__all__ = [
+    "Labels",
+    "Relabeled",
+    "check_labels",
+    "instance_types",
+    "relabel",
+    "relabel_with_ids",
+    "scikit_image",
+    "split_parts",
+]
 
 Labels = npt.NDArray[Any]
 """Integer [H, W]: ids of nuclei, 0 for the background."""
@@ -151,8 +161,7 @@ def split_parts(labels: Labels) -> npt.NDArray[np.int32]:
     Returns:
         int32 [H, W], ids 1 to n: a nucleus's first part keeps its place in the order, further parts come after all.
     """
-    from skimage.measure import label
-
+    label = scikit_image("measure").label
     found = relabel(labels)
     parts = label(found, background=0, connectivity=1)
     count = int(parts.max())
@@ -167,6 +176,18 @@ def split_parts(labels: Labels) -> npt.NDArray[np.int32]:
     further = np.setdiff1d(np.arange(1, count + 1), first)
     numbers[further] = len(first) + 1 + np.arange(len(further))
     return np.asarray(numbers.take(parts))
+
+
+def scikit_image(module: str) -> Any:
+    """Import a module of scikit-image, which an extra brings.
+
+    Raises:
+        EosinError: If it is not installed.
+    """
+    try:
+        return importlib.import_module(f"skimage.{module}")
+    except ModuleNotFoundError:
+        raise EosinError("nuclei need scikit-image, which is not installed: pip install 'eosin[nuclei]'") from None
 
 
 def _parts(instances: npt.NDArray[np.int32], connectivity: int) -> npt.NDArray[np.int64]:

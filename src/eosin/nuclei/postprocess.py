@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.core.errors import EosinError
+from eosin.nuclei.labels import scikit_image
 from eosin.nuclei.outlines import outlines
 
 __all__ = ["Found", "Nucleus", "describe", "postprocess", "segment"]
@@ -263,8 +264,6 @@ def _flood(groups: Ids, inside: Mask, marks: Ids, borders: Floats32) -> Ids:
 
 def _watershed(several: Mask, seeds: Ids, borders: Floats32, inside: Mask, instances: Ids) -> None:
     """Flood the groups that hold several marks, in place; groups do not touch, so each is flooded as if alone."""
-    from skimage.segmentation import watershed
-
     # Pixels inside a mark have no neighbor left to flood: they wait in the queue for nothing, and most pixels do.
     frontier = several & ~_surrounded((seeds > 0) | ~several)
     np.copyto(instances, seeds, where=several)
@@ -274,7 +273,7 @@ def _watershed(several: Mask, seeds: Ids, borders: Floats32, inside: Mask, insta
     depth = np.zeros(frontier.shape)
     depth.ravel()[places] = -_smoothed((1 - borders.astype(np.float64)) * inside, places)
     mask = frontier[window]
-    flooded = watershed(depth[window], np.where(mask, seeds[window], 0), mask=mask)
+    flooded = scikit_image("segmentation").watershed(depth[window], np.where(mask, seeds[window], 0), mask=mask)
     np.copyto(instances[window], flooded, where=mask)
 
 
