@@ -25,6 +25,7 @@ _EXTRAS = {
     "ray": (("ray",), "fan out over hosts"),
     "wandb": (("wandb",), "log to Weights & Biases"),
     "mlflow": (("mlflow",), "log to MLflow"),
+    "umap": (("umap",), "lay maps of embeddings out by UMAP too"),
     "onnx": (("onnx", "onnxruntime", "onnxscript"), "export to ONNX"),
     "bench": (("lightly",), "run the benchmarks against peers"),
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
+import types
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,7 +16,7 @@ from rich.console import Console
 
 import eosin.benchmark.scoring as scoring_module
 from eosin.benchmark import print_table, read_failures, read_results, run_benchmark
-from eosin.benchmark.maps import lay_out
+from eosin.benchmark.maps import lay_out, umap_layout
 from eosin.benchmark.record import Record, read_comparisons
 from eosin.core.errors import EosinError, StorageError
 from eosin.core.files import DirectoryLock
@@ -290,3 +292,22 @@ def test_the_table_fits_a_narrow_terminal(configure):
     text = stream.getvalue()
     assert max(map(len, text.splitlines())) <= 80
     assert len(re.findall(r"\d \[[\d.]+, [\d.]+\] +[\d.]+ +[\d.]+ +[\d.]+ \(2\) +\d+ *\n", text)) == 4
+
+
+def test_umap_is_a_third_layout_where_it_is_installed(configure, monkeypatch):
+    class Umap:
+        def __init__(self, **settings):
+            assert settings["random_state"] == 0
+
+        def fit_transform(self, components):
+            return components[:, :2] + 100.0
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
+    features = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    assert umap_layout(features).min() > 50
+    assert umap_layout(features[:10]) is None
+    assert umap_layout(np.ones((40, 3), np.float32)) is None
+    monkeypatch.setitem(sys.modules, "umap", None)
+    assert umap_layout(features) is None
+    record = run_benchmark(configure(encoders=("color=color:stats",)))[0]
+    assert "umap_x" not in pq.read_table(configure().out / record["map"]).column_names

@@ -42,7 +42,8 @@ def write_map(path: Path, task: Task, data: ProbeData, *, seed: int, predictions
     """Lay out at most 600 test tiles and store them with 64-pixel thumbnails.
 
     Args:
-        path: The Parquet file: columns x, y (t-SNE), pca_x, pca_y (first two principal components), label, predicted,
+        path: The Parquet file: columns x, y (t-SNE), pca_x, pca_y (first two principal components), umap_x, umap_y
+            (where umap-learn is installed and there are enough tiles), label, predicted,
             group (patient or slide, null where unknown), density and red_share (see `stain_of`, null for a tile that
             cannot be read), name, thumbnail (JPEG); how it was made stands in the schema's metadata under "eosin".
         task: The task.
@@ -55,6 +56,7 @@ def write_map(path: Path, task: Task, data: ProbeData, *, seed: int, predictions
     rows = data.test[chosen]
     points, method = lay_out(data.features[rows])
     components = principal_components(data.features[rows], 2)
+    flattened = umap_layout(data.features[rows])
     table = pq.read_table(predictions, columns=["name", "predicted"])
     predicted = dict(zip(table["name"].to_pylist(), table["predicted"].to_pylist(), strict=True))
     names = data.names[rows].tolist()
@@ -66,6 +68,7 @@ def write_map(path: Path, task: Task, data: ProbeData, *, seed: int, predictions
         "y": points[:, 1],
         "pca_x": components[:, 0],
         "pca_y": components[:, 1],
+        **({} if flattened is None else {"umap_x": flattened[:, 0], "umap_y": flattened[:, 1]}),
         "label": [data.classes[label] for label in data.labels[rows]],
         "predicted": pa.array([predicted.get(name) for name in names], pa.string()),
         "group": pa.array([None] * len(rows) if data.groups is None else data.groups[rows].tolist(), pa.string()),
@@ -125,6 +128,25 @@ def lay_out(features: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64],
     perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
     points = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(components)
     return np.asarray(points, dtype=np.float64), f"t-SNE, perplexity {perplexity:.3g}"
+
+
+def umap_layout(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64] | None:
+    """Place points by UMAP (McInnes, Healy and Melville, 2018) with 15 neighbors, on the components that t-SNE gets.
+
+    Args:
+        features: float32 [n, D], n >= 1.
+
+    Returns:
+        float64 [n, 2]; None without the extra `umap`, of fewer than 30 points or of equal ones.
+    """
+    components = principal_components(features, _COMPONENTS)
+    if len(features) < _FEWEST_FOR_TSNE or not components.any():
+        return None
+    try:
+        from umap import UMAP
+    except ImportError:
+        return None
+    return np.asarray(UMAP(n_neighbors=15, min_dist=0.1, random_state=0).fit_transform(components), dtype=np.float64)
 
 
 def principal_components(features: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.float64]:

@@ -248,7 +248,7 @@ def _read_table(path: Path, columns: Sequence[str] | None, missing: list[str]) -
 
 
 _MAP_COLUMNS = ("x", "y", "label", "predicted", "name", "thumbnail")
-_MAP_EXTRAS = ("pca_x", "pca_y", "group", "density", "red_share")
+_MAP_EXTRAS = ("pca_x", "pca_y", "umap_x", "umap_y", "group", "density", "red_share")
 
 
 def _maps(out: Path, records: list[Record], missing: list[str]) -> list[EmbeddingMap]:

@@ -81,7 +81,7 @@ def _map(entry: EmbeddingMap, tiles: _Tiles, stride: int) -> dict[str, Any]:
         if "group" in points:
             known["group"] = tiles.word(points["group"][row])
         numbers.append(tiles.add(str(name), str(points["label"][row]), points["thumbnail"][row], **known))
-    places = [name for name in ("x", "y", "pca_x", "pca_y") if name in points]
+    places = [name for name in ("x", "y", "pca_x", "pca_y", "umap_x", "umap_y") if name in points]
     kept = ("method", "seed", "predicted_by", "grouping", "of")
     return {
         "encoder": entry.encoder,

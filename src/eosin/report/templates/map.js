@@ -28,8 +28,10 @@ function colorings(map) {
 
 const coloringOf = (map) => colorings(map)[byId("map-color").value] ?? colorings(map).label;
 const nameOf = (map, index) => coloringOf(map).names?.[index] ?? null;
-const across = (map) => (byId("map-layout").value === "pca" && map.pca_x ? map.pca_x : map.x);
-const upward = (map) => (byId("map-layout").value === "pca" && map.pca_y ? map.pca_y : map.y);
+const LAYOUTS = { tsne: "t-SNE", pca: "principal components", umap: "UMAP" };
+const layoutOf = (map) => (map[`${byId("map-layout").value}_x`] ? byId("map-layout").value : "tsne");
+const across = (map) => map[`${layoutOf(map)}_x`] ?? map.x;
+const upward = (map) => map[`${layoutOf(map)}_y`] ?? map.y;
 
 function pixels(side, map, index) {
   const plot = mapPlot(side);
@@ -131,8 +133,9 @@ function drawMaps() {
   if (names.length <= MOST_NAMED) drawMapLegend(names, coloring);
   const shown = map.of > map.x.length ? `${map.x.length} of ${map.of} test tiles` : `${map.x.length} test tiles`;
   const judged = map.predicted_by ? ` Predictions are those of ${map.predicted_by}.` : "";
-  const flat = byId("map-layout").value === "pca" && map.pca_x;
-  const method = flat ? "first two principal components of the standardized features" : (map.method ?? "two dimensions");
+  const flat = layoutOf(map) === "pca";
+  const named = { pca: "first two principal components of the standardized features", umap: "UMAP, 15 neighbors" };
+  const method = named[layoutOf(map)] ?? map.method ?? "two dimensions";
   const meaning = flat ? "" : " The axes, and distances between far groups, carry no meaning.";
   const many = names.length > MOST_NAMED ? ` ${names.length} ${coloring.title}s share eight colors and shapes.` : "";
   const stain = coloring.numbers ? " Optical density is -log10 of the light that a tile lets through; hematoxylin absorbs red light, eosin hardly." : "";
@@ -177,8 +180,9 @@ function startMaps() {
   if (encoders.length < 2) mapPlot("second").closest(".panel").hidden = true;
   const kinds = new Map(data.embedding.maps.flatMap((map) => Object.entries(colorings(map)).map(([key, coloring]) => [key, coloring.title])));
   fill(byId("map-color"), [...kinds.keys()], "label", [...kinds.values()]);
-  fill(byId("map-layout"), ["tsne", "pca"], "tsne", ["t-SNE", "principal components"]);
-  byId("map-layout").closest(".picker").hidden = !data.embedding.maps.some((map) => map.pca_x);
+  const layouts = Object.keys(LAYOUTS).filter((key) => key === "tsne" || data.embedding.maps.some((map) => map[`${key}_x`]));
+  fill(byId("map-layout"), layouts, "tsne", layouts.map((key) => LAYOUTS[key]));
+  byId("map-layout").closest(".picker").hidden = layouts.length < 2;
   for (const id of ["map-color", "map-layout"]) byId(id).addEventListener("change", () => {
     hiddenClasses.clear();
     drawMaps();
