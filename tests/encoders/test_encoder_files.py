@@ -139,6 +139,25 @@ def load_card_with(path: Path, state: dict[str, torch.Tensor], **changes: object
     return path
 
 
+@pytest.mark.parametrize(
+    "option", [{"checkpoint_path": "evil.pth"}, {"pretrained": True}, {"pretrained_cfg_overlay": {"file": "evil.pth"}}]
+)
+def test_a_card_cannot_make_timm_read_other_weights(
+    option: dict[str, object], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: built.append("built"))
+    message = one_line(load_card_with(file, load_file(file), options=option))
+    assert f"'{next(iter(option))}' loads other weights" in message
+    assert not built
+    with pytest.raises(EosinError, match="loads other weights"):
+        build_encoder("resnet18", size=96, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), options=option)
+
+
+def test_options_that_a_network_does_not_have_are_one_line(file: Path) -> None:
+    assert "refuses the options of its card" in one_line(load_card_with(file, load_file(file), options={"nothing": 1}))
+
+
 def test_missing_unexpected_and_misshapen_tensors_are_named(file: Path) -> None:
     state = load_file(file)
     load_encoder(str(load_card_with(file, state)))

@@ -111,6 +111,13 @@ def test_other_formats_and_damage_are_one_line(home: Path) -> None:
         assert "name a repository" in one_line(spec)
 
 
+def test_a_configuration_cannot_make_timm_read_other_weights(home: Path, tmp_path: Path) -> None:
+    # Some versions of timm unpickle what `checkpoint_path` names.
+    evil = {"pretrained": True, "checkpoint_path": str(tmp_path / "evil.pth"), "pretrained_cfg": {"url": "x"}}
+    publish(hub.hub_folder("owner/net"), model_args=evil)
+    assert load_encoder("hf-hub:owner/net").card.options == {"global_pool": "token"}
+
+
 def test_a_known_repository_points_to_its_entry(home: Path) -> None:
     folder = hub.hub_folder("owkin/phikon-v2")
     folder.mkdir()

@@ -13,7 +13,7 @@ from eosin.core.errors import EosinError, nearest
 from eosin.encoders.attention import choose_attention
 from eosin.encoders.base import Card, Encoder, Feature, check_features
 from eosin.encoders.class_token import class_token, reads_class_token_only
-from eosin.encoders.layers import real_arguments
+from eosin.encoders.layers import real_arguments, refuse_loading
 
 __all__ = ["TimmEncoder", "build_encoder", "check_architecture", "create_backbone", "embedding_width"]
 
@@ -166,6 +166,7 @@ def build_encoder(
         EosinError: If timm does not know the name, or the network cannot take the size or an option.
     """
     check_architecture(architecture, "encoder")
+    refuse_loading(options or {}, architecture)
     arguments = {"drop_path_rate": drop_path} if drop_path else {}
     arguments |= dict(options or {})
     try:

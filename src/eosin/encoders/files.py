@@ -65,9 +65,12 @@ def load_file(name: str, options: Options) -> Encoder:
     own = CARD_KEY in metadata
     card = _stored_card(metadata[CARD_KEY], path, options) if own else _stated_card(path, options)
     prefix = "none" if own else options.get("prefix")
-    backbone, selected = load_backbone(
-        card.architecture, card.size, tensors, str(path), options=card.options, prefix=prefix
-    )
+    try:
+        backbone, selected = load_backbone(
+            card.architecture, card.size, tensors, str(path), options=card.options, prefix=prefix
+        )
+    except TypeError as error:
+        raise EosinError(f"{path}: timm's {card.architecture} refuses the options of its card ({error})") from None
     if selected.left_out:
         more = f" and {len(selected.left_out) - 3} more" if len(selected.left_out) > 3 else ""
         note(f"{path}: left out {', '.join(selected.left_out[:3])}{more}, which the embedding does not use")

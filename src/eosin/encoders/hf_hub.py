@@ -14,6 +14,7 @@ from eosin.core.errors import EosinError
 from eosin.encoders.backbone import TimmEncoder, check_architecture, embedding_width
 from eosin.encoders.base import Card, Channels, Encoder
 from eosin.encoders.hub import hub_file, hub_folder
+from eosin.encoders.layers import LOADING
 from eosin.encoders.loading import load_backbone
 from eosin.encoders.pathology import entry_for_repository
 from eosin.encoders.random import IMAGENET_MEAN, IMAGENET_STD
@@ -24,7 +25,7 @@ __all__ = ["load_hf_hub"]
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # What eosin decides itself when it builds the network.
-_DECIDED = {"img_size", "dynamic_img_size", "num_classes", "in_chans", "features_only", "pretrained"}
+_DECIDED = {"img_size", "dynamic_img_size", "num_classes", "in_chans", "features_only", *LOADING}
 
 
 def load_hf_hub(name: str, options: Options) -> Encoder:

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from eosin.core.errors import EosinError, nearest
 
-__all__ = ["ConvStem", "named_layers", "real_arguments"]
+__all__ = ["LOADING", "ConvStem", "named_layers", "real_arguments", "refuse_loading"]
+
+LOADING = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir"}
+)
+"""Arguments of timm.create_model that build nothing: they fetch or read weights, some of them by unpickling."""
 
 
 class ConvStem(nn.Module):
@@ -78,6 +83,19 @@ def real_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     if "norm_eps" in arguments:
         arguments["norm_layer"] = partial(LayerNorm, eps=arguments.pop("norm_eps"))
     return arguments
+
+
+def refuse_loading(options: Mapping[str, Any], where: str) -> None:
+    """Refuse options that would make timm read weights from elsewhere; a card may come with a file of anybody's.
+
+    Raises:
+        EosinError: If there is one.
+    """
+    named = sorted(LOADING.intersection(options))
+    if named:
+        raise EosinError(
+            f"{where}: encoder option '{named[0]}' loads other weights instead of building a network; remove it"
+        )
 
 
 def named_layers(options: Mapping[str, Any]) -> list[str]:

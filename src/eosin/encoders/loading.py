@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from eosin.core.errors import EosinError
 from eosin.encoders.backbone import create_backbone
+from eosin.encoders.layers import refuse_loading
 from eosin.encoders.state import Selected, select
 
 __all__ = ["classifier_layers", "load_backbone", "load_state"]
@@ -43,8 +44,11 @@ def load_backbone(
         The network, float32 on the CPU, and what was taken out of the checkpoint.
 
     Raises:
-        EosinError: If tensors are missing, unexpected or misshapen, or the choice between several networks is open.
+        EosinError: If tensors are missing, unexpected or misshapen, the choice between several networks is open, or an
+            option would load weights from elsewhere.
+        TypeError: If the network has no such option.
     """
+    refuse_loading(options or {}, where)
     arguments = {"num_classes": 0, **(options or {})}
     with torch.random.fork_rng(devices=[]):
         backbone = _empty(architecture, size, arguments)
