@@ -7,11 +7,15 @@ import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from eosin.core.errors import EosinError
+from eosin.nuclei.labels import check_labels, instance_types
 from eosin.nuclei.metrics import aji, aji_plus, dice, pq, typed_panoptic
 from eosin.nuclei.overlap import overlap
+from eosin.nuclei.postprocess import segment
 from eosin.nuclei.score import THRESHOLDS, curve, rows, score_image, set_scores
+from eosin.nuclei.targets import targets
 
 TYPES = {1: "tumor", 2: "immune", 3: "rare"}
 
@@ -185,3 +189,20 @@ def test_what_is_refused():
     with pytest.raises(EosinError, match="no images"):
         set_scores([])
     assert math.isfinite(one.metrics["pq"])
+
+
+def test_real_label_maps_are_taken_and_ideal_maps_of_them_give_them_back(real_data):
+    scores = []
+    for path in sorted((real_data / "nuclei" / "dsb2018_he" / "labels").iterdir())[:8]:
+        labels = np.asarray(Image.open(path))
+        wanted = targets(labels)
+        found = segment(wanted.np.astype(np.float32), wanted.hv, normalise="fixed")
+        scores.append(score_image(path.name, labels, found))
+    values = set_scores(scores, resamples=200)
+    assert sum(image.truth for image in scores) > 100
+    assert values["pq"]["value"] > 0.9
+    assert values["dice"]["value"] > 0.97
+    for path in sorted((real_data / "nuclei" / "nucls").glob("t*/labels/*.npz")):
+        with np.load(path) as file:
+            types = instance_types(check_labels(file["inst_map"], path.name), file["type_map"], path.name)
+        assert set(types.tolist()) <= {1, 2}
