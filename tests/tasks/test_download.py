@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import http.server
 import json
 import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections import namedtuple
 
 import numpy as np
@@ -235,6 +239,63 @@ def test_redirections_stay_on_the_web(server, tmp_path):
     assert not (tmp_path / "no.zip").exists()
     with pytest.raises(EosinError, match="only http and https"):
         download("file:///etc/passwd", tmp_path / "no.zip")
+
+
+def test_tls_is_never_left(server, tmp_path, monkeypatch):
+    follow = module._NoDowngrade().redirect_request
+    ours = urllib.request.Request("https://zenodo.org/set.zip")
+    with pytest.raises(urllib.error.HTTPError, match="leads from https to http://elsewhere/set.zip"):
+        follow(ours, None, 302, "Found", {}, "http://elsewhere/set.zip")
+    assert follow(ours, None, 302, "Found", {}, "https://elsewhere/set.zip").full_url == "https://elsewhere/set.zip"
+    plain = urllib.request.Request("http://ufpr.br/set.tar.gz")
+    assert follow(plain, None, 302, "Found", {}, "http://ufpr.br/new").full_url == "http://ufpr.br/new"
+    # And the handler is the one that downloads use.
+    asked = []
+    monkeypatch.setattr(module._NoDowngrade, "redirect_request", lambda *given: asked.append(given[-1]))
+    server.answers, server.location = [302], server.url + "?other"
+    with pytest.raises(EosinError, match="302"):
+        get(server, tmp_path / "set.zip")
+    assert asked == [server.url + "?other"]
+
+
+def test_an_error_of_the_network_is_not_taken_for_the_disks(server, tmp_path, monkeypatch):
+    """SSL_ERROR_SSL is 1, as is EPERM; "no route to host" is no ConnectionError."""
+    read, faults = http.client.HTTPResponse.read, [ssl.SSLError(1, "bad record"), OSError(113, "No route to host")]
+
+    def broken(self, *given):
+        if faults:
+            raise faults.pop()
+        return read(self, *given)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", broken)
+    get(server, tmp_path / "set.zip")
+    assert (tmp_path / "set.zip").read_bytes() == DATA
+    monkeypatch.setattr(http.client.HTTPResponse, "read", lambda *_: (_ for _ in ()).throw(ssl.SSLError(1, "bad")))
+    with pytest.raises(EosinError, match=r"127.0.0.1: cannot be reached \(bad\)"):
+        get(server, tmp_path / "other.zip")
+
+
+def test_a_link_in_the_place_of_the_part_is_not_followed(server, tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / "set.zip.part").symlink_to(precious)
+    server.tag = None
+    with pytest.raises(EosinError, match="cannot be written"):
+        module._store(None, tmp_path / "set.zip.part", 0, None, None)
+    get(server, tmp_path / "set.zip")
+    assert precious.read_text() == "mine"
+
+
+def test_a_stream_without_an_end_is_cut(tmp_path):
+    class Endless:
+        url = "http://elsewhere/set.zip"
+
+        def read(self, count):
+            return bytes(count)
+
+    with pytest.raises(EosinError, match="sends more than 3,500,000 bytes"):
+        module._store(Endless(), tmp_path / "set.zip.part", 0, 3_500_000, None)
+    assert (tmp_path / "set.zip.part").stat().st_size <= 3_500_000
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])

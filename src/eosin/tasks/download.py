@@ -41,6 +41,16 @@ _FIRST_WAIT = 1.0
 _BROKEN = (http.client.HTTPException, ConnectionError, TimeoutError, urllib.error.URLError)
 
 
+class _NoDowngrade(urllib.request.HTTPRedirectHandler):
+    """Follows redirections, but never from TLS to a connection on which anybody can change what comes."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """Refuse the step from https to another scheme."""
+        if urlsplit(req.full_url).scheme == "https" and urlsplit(newurl).scheme != "https":
+            raise urllib.error.HTTPError(req.full_url, code, f"leads from https to {newurl}", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 class _Changed(Exception):
     """The server has another version of the file than the part that is here."""
 
@@ -135,7 +145,7 @@ def _attempt(url: str, part: Path, about: Path, size: int | None, room: int, pro
         headers["If-Range"] = str(known["tag"])
     request = urllib.request.Request(url, headers=headers)  # noqa: S310 (the scheme was checked)
     try:
-        answer = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310
+        answer = urllib.request.build_opener(_NoDowngrade).open(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
@@ -152,7 +162,7 @@ def _attempt(url: str, part: Path, about: Path, size: int | None, room: int, pro
             )
         free_space(part.parent, (total or size or 0) - have + room)
         _remember(about, url, total, answer.headers)
-        _store(answer, part, have, total, progress)
+        _store(answer, part, have, total if size is None else size, progress)
 
 
 def _total(answer: Any, have: int) -> int | None:
@@ -169,21 +179,34 @@ def _total(answer: Any, have: int) -> int | None:
 
 
 def _store(answer: Any, part: Path, have: int, total: int | None, progress: Progress | None) -> None:
-    with storage_errors(part), open(part, "r+b" if part.exists() else "wb") as file:
+    with storage_errors(part), open(part, "r+b" if part.exists() else "wb", opener=_no_link) as file:
         file.truncate(have)
         file.seek(have)
-        while True:
-            block = answer.read(_BLOCK)
-            if not block:
-                break
-            file.write(block)
+        while block := _read(answer):
             have += len(block)
+            if total is not None and have > total:
+                raise EosinError(f"{answer.url}: sends more than {total:,} bytes; this is not the published file")
+            file.write(block)
             if progress is not None:
                 progress(have, total)
         file.flush()
         os.fsync(file.fileno())
     if total is not None and have < total:
         raise http.client.IncompleteRead(b"", total - have)
+
+
+def _no_link(path: str, flags: int) -> int:
+    # In a folder that others can write to, a link would lead the download over any file of this user.
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def _read(answer: Any) -> bytes:
+    """Read a block; the network's errors are told from the disk's, whose numbers those of TLS share."""
+    try:
+        block: bytes = answer.read(_BLOCK)
+    except OSError as error:
+        raise urllib.error.URLError(error) from None
+    return block
 
 
 def _known(about: Path, url: str) -> dict[str, Any] | None:
