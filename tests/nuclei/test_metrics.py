@@ -25,10 +25,9 @@ def masks(labels):
 
 def table(true, found):
     """Intersections and unions [T, P] of two lists of masks."""
-    shape = (len(true), len(found))
-    both = np.array([[(a & b).sum() for b in found] for a in true], dtype=np.int64).reshape(shape)
-    either = np.array([[(a | b).sum() for b in found] for a in true], dtype=np.int64).reshape(shape)
-    return both, either
+    size = true[0].size if true else found[0].size if found else 0
+    a, b = (np.array(part, dtype=np.int64).reshape(len(part), size) for part in (true, found))
+    return a @ b.T, size - (1 - a) @ (1 - b).T
 
 
 def plain_dice(truth, predicted):
