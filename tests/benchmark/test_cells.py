@@ -79,6 +79,22 @@ def test_a_key_tells_cells_apart(index):
     assert base not in others
 
 
+def test_a_key_covers_versions_and_what_a_variant_depends_on(index, monkeypatch):
+    task = open_task(f"csv:{index}")
+    opened = OpenTask("spec", task, task_content(task), False)
+    subject = open_subject("color", "color:stats", load_encoder("color:stats"))
+    for spec in ("knn", "shift:blur"):
+        (asked,) = open_protocol(spec)
+        keys = [cell_key(subject, opened, asked, 1.0, 0, "fp32")]
+        with monkeypatch.context() as patch:
+            patch.setattr(type(asked.protocol), "version", asked.protocol.version + 1)
+            keys.append(cell_key(subject, opened, asked, 1.0, 0, "fp32"))
+        with monkeypatch.context() as patch:
+            patch.setattr(type(asked.protocol), "depends", lambda self, variant: f"other {variant}")
+            keys.append(cell_key(subject, opened, asked, 1.0, 0, "fp32"))
+        assert len(set(keys)) == 3
+
+
 @pytest.mark.parametrize("spec", ["csv:{}", "folder:{}"])
 def test_drawn_tiles_are_known_as_synthetic(spec, tmp_path, index):
     drawn = write_tiles(tmp_path / "drawn", tiles=60, slides=6, size=32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import imagecodecs
 import numpy as np
@@ -13,7 +14,8 @@ from scipy.ndimage import gaussian_filter
 from eosin.benchmark.pooling import pool
 from eosin.core.errors import EosinError
 from eosin.core.files import atomic_file
-from eosin.evaluate import METRICS, PROTOCOLS, embed, evaluate
+from eosin.evaluate import METRICS, PROTOCOLS, Fit, embed, evaluate, fit_of, material_of
+from eosin.evaluate.logistic import Logistic
 from eosin.evaluate.movement import cosine_distances
 from eosin.evaluate.pixel_changes import PIXEL_CHANGES
 from eosin.evaluate.predictions import load_predictions
@@ -150,6 +152,38 @@ def test_changed_images_are_embedded_by_the_material_and_a_failing_one_fails_alo
         assert isinstance(answer.result, EosinError) == (answer.variant == "blur")
         if answer.variant == "rotate-90":
             np.testing.assert_array_equal(answer.result.moved, 0.0)
+
+
+def test_a_split_that_validates_on_the_test_keeps_these_labels_to_choose_on(pixel_task):
+    data = replace(pixel_task(skill=0.3).data, tiles=None)
+    data = replace(data, val=data.test)
+    material = material_of(data, embed_changed=lambda rows, change: data.features[rows])
+    (answer,) = ShiftProtocol().answers(material, [fit_of(data)], ["blur"])
+    plain = evaluate(data, "logistic", resamples=10)
+    assert answer.result.chosen["C"] == plain.chosen["C"]
+    np.testing.assert_allclose(answer.result.probabilities, plain.predicted.probabilities, atol=1e-9)
+
+
+def test_the_test_labels_reach_neither_the_choice_nor_the_answer(pixel_task):
+    data = pixel_task(skill=0.3).data
+    labels = data.labels.copy()
+    labels[data.test] = labels[data.test][::-1]
+    answers = []
+    for seen in (data.labels, labels):
+        fit = Fit(seen, data.train, data.val, data.test)
+        material = material_of(data, embed_changed=lambda rows, change: data.features[rows])
+        answers += ShiftProtocol().answers(material, [fit], ["blur"])
+    np.testing.assert_array_equal(*(answer.result.probabilities for answer in answers))
+
+
+def test_results_depend_on_what_a_change_does(monkeypatch):
+    protocol = PROTOCOLS["shift"]
+    known = {variant: protocol.depends(variant) for variant in protocol.variants}
+    assert len(set(known.values())) == len(known)
+    monkeypatch.setitem(PIXEL_CHANGES._entries, "blur", replace(PIXEL_CHANGES["blur"], version=2))
+    assert {variant for variant in known if protocol.depends(variant) != known[variant]} == {"blur"}
+    monkeypatch.setattr(Logistic, "version", Logistic.version + 1)
+    assert not any(protocol.depends(variant) == known[variant] for variant in known)
 
 
 def test_no_validation_images_and_no_pixels_are_said(pixel_task):

@@ -86,7 +86,7 @@ def cell_key(subject: Subject, opened: OpenTask, asked: Asked, fraction: float, 
     about_encoder = (subject.name, subject.fingerprint)
     about_task = (opened.task.name, opened.content)
     # What float32 gives keeps the name it had before there was a choice.
-    more = () if precision == "fp32" else (precision,)
+    more: tuple[str, ...] = () if precision == "fp32" else (precision,)
     depends = asked.protocol.depends(asked.variant)
     more += (depends,) if depends else ()
     return short_hash(_VERSION, *about_encoder, *about_task, asked.shown, asked.protocol.version, fraction, seed, *more)

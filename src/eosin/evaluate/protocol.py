@@ -93,8 +93,8 @@ class Prediction:
     Attributes:
         probabilities: float64 [n_test, C], rows summing to 1.
         chosen: What was selected and on what, ready for JSON.
-        votes: Whether `probabilities` are shares of many classifiers' hard decisions: metrics are then expectations
-            over these classifiers, not those of the majority.
+        votes: Whether `probabilities` are shares of many classifiers' hard decisions: what comes of the confusion
+            matrix is then that of the matrix averaged over these classifiers, not of the majority's.
         unchanged: float64 [n_test, C], probabilities of the same images before their pixels were changed; None where
             nothing was changed. Metrics lost are measured against them.
         moved: float64 [n_test], cosine distance of each test image's embedding to that of the unchanged image.
@@ -149,6 +149,13 @@ class Protocol(ABC):
     variants: ClassVar[tuple[str, ...]] = ("",)
     fractions: ClassVar[bool] = True
     pixels: ClassVar[bool] = False
+
+    def depends(self, variant: str) -> str:
+        """Identify what the results of a variant depend on beside `version` and the settings; "" where nothing is.
+
+        A benchmark computes a cell again where it changes, such as the pixels that a named change makes.
+        """
+        return ""
 
     @abstractmethod
     def answers(
@@ -262,7 +269,7 @@ def open_protocol(spec: str) -> list[Asked]:
 def open_protocols(specs: Sequence[str]) -> list[Asked]:
     """Read several specs, in order, each protocol and variant once; "all" stands for every protocol."""
     asked: dict[str, Asked] = {}
-    for spec in [name for spec in specs for name in (list(PROTOCOLS) if spec == "all" else [spec])]:
+    for spec in [name for given in specs for name in (list(PROTOCOLS) if given == "all" else [given])]:
         for entry in open_protocol(spec):
             asked.setdefault(entry.shown, entry)
     return list(asked.values())

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.core.errors import EosinError, StorageError
+from eosin.core.files import short_hash
 from eosin.evaluate.embed import PixelChange, embed
 from eosin.evaluate.logistic import Logistic
 from eosin.evaluate.movement import cosine_distances
@@ -45,7 +46,8 @@ def predict_versions(
 ) -> tuple[list[Floats], dict[str, Any]]:
     """Fit once and predict several versions of the test images.
 
-    The protocol sees no label of a test image, and no changed image among those it fits or chooses on.
+    The protocol sees no label of a test image, unless the split validates on it, and no changed image among those it
+    fits or chooses on.
 
     Args:
         protocol: What to fit.
@@ -61,7 +63,8 @@ def predict_versions(
     count, start = len(fit.test), len(features)
     everything = np.concatenate([features, *tests])
     labels = np.concatenate([fit.labels, np.full(count * len(tests), -1)])
-    labels[fit.test] = -1
+    # Where a split validates on the test images (eva's two-way ones), their labels are what settings are chosen on.
+    labels[np.setdiff1d(fit.test, np.concatenate([fit.train, fit.val]))] = -1
     rows = np.arange(start, start + count * len(tests))
     if groups is not None:
         groups = np.concatenate([groups, *[groups[fit.test]] * len(tests)])
@@ -86,6 +89,12 @@ class ShiftProtocol(Protocol):
     variants: ClassVar[tuple[str, ...]] = (NONE, *RESTAININGS, *PIXEL_CHANGES)
     fractions: ClassVar[bool] = False
     pixels: ClassVar[bool] = True
+
+    def depends(self, variant: str) -> str:
+        """See `Protocol.depends`: the change, with its version and the statistics it draws from, and the head."""
+        named = variant in PIXEL_CHANGES
+        key = PIXEL_CHANGES[variant].key if named else open_shift(RESTAININGS.get(variant, variant)).key
+        return short_hash(key, Logistic.version)
 
     def answers(
         self, material: Material, fits: Sequence[Fit], variants: Sequence[str] | None = None
