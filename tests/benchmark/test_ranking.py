@@ -4,10 +4,11 @@ from eosin.benchmark.ranking import rank_encoders
 from eosin.benchmark.record import read_ranks
 
 
-def line(encoder, task, value, protocol="knn", fraction=1.0):
+def line(encoder, task, value, protocol="knn", fraction=1.0, seed=0, task_hash="t"):
     estimate = {"value": value, "low": None, "high": None}
     return {
-        "encoder": encoder, "task": task, "protocol": protocol, "fraction": fraction, "seeds": [0], "cells": [],
+        "encoder": encoder, "task": task, "protocol": protocol, "fraction": fraction, "seed": seed,
+        "task_hash": task_hash,
         "metrics": {"accuracy": estimate, "calibration_error": estimate},
     }  # fmt: skip
 
@@ -26,6 +27,20 @@ def test_encoders_are_ranked_by_protocol_over_the_tasks_that_all_have():
     assert ranking["critical_difference"] > 0
     (lower,) = rank_encoders(lines, "calibration_error")
     assert lower["encoders"][0] == {"encoder": "c", "rank": 1.0}
+
+
+def test_encoders_are_ranked_by_the_seeds_and_splits_that_all_of_them_have():
+    lines = [line("a", task, 0.6, seed=seed) for task in ("one", "two") for seed in (0, 1)]
+    lines += [line("b", "one", 0.7, seed=1), line("b", "two", 0.5, seed=1)]
+    # Neither an easy seed nor another split of the task places an encoder.
+    lines += [line("b", "two", 0.99, seed=2), line("a", "three", 0.9), line("b", "three", 0.1, task_hash="older")]
+    (ranking,) = rank_encoders(lines, "accuracy")
+    assert ranking["tasks"] == ["one", "two"]
+    assert {entry["encoder"]: entry["rank"] for entry in ranking["encoders"]} == {"a": 1.5, "b": 1.5}
+    lines = [line("a", "one", 0.6), line("b", "one", 0.5, seed=1)]
+    (ranking,) = rank_encoders(lines, "accuracy")
+    assert (ranking["tasks"], ranking["encoders"]) == ([], [])
+    assert "no task" in ranking["reason"]
 
 
 def test_a_benchmark_writes_its_ranks(configure):

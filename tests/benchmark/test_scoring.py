@@ -56,6 +56,10 @@ def test_seeds_and_fractions_come_in_one_call_with_the_labels_that_may_be_seen(c
         assert (fit.labels[hidden] == -1).all()
         assert (fit.labels[learned] >= 0).all()
         assert not np.intersect1d(learned, fit.test).size
+    # A seed draws labels of its own, and the smaller share lies inside the larger.
+    train = {(fit.seed, fit.fraction): set(fit.train.tolist()) for fit in fits}
+    assert all(train[seed, 0.5] < train[seed, 1.0] for seed in (0, 1))
+    assert train[0, 0.5] != train[1, 0.5]
     assert len(material.tiles) == len(material.features)
     assert material.encoder.card.spec == "color:stats"
     assert {record["n_train"] for record in records} == {18, 36}

@@ -76,6 +76,8 @@ def pool(out: Path, records: Sequence[Record]) -> Standing:
             entry: Estimate = {"value": float(np.mean(defined)) if defined else None, "low": low, "high": high}
             if len(defined) > 1:
                 entry["sd"] = float(np.std(defined, ddof=1))
+            if not defined and "reason" in first["metrics"][name]:
+                entry["reason"] = first["metrics"][name]["reason"]
             metrics[name] = entry
     return {
         "encoder": first["encoder"],

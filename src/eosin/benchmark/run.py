@@ -324,7 +324,7 @@ class _Run:
         standings = leaderboard(self.out, records)
         write_json_lines(self.out / LEADERBOARD, standings)
         write_json_lines(self.out / COMPARISONS, compare(self.out, records, COMPARED, read_comparisons(self.out)))
-        write_json_lines(self.out / RANKS, rank_encoders(standings, COMPARED))
+        write_json_lines(self.out / RANKS, rank_encoders(records, COMPARED))
         planned = set(self.planned)
         return [record for record in records if identity(record) in planned]
 
