@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -145,6 +147,18 @@ def test_equal_heads_give_the_smaller_rate_then_the_larger_decay():
     tied = LinearCached(rates=(2e-30, 1e-30), decays=(0.0, 1e-30), least_steps=2, passes=0.0)
     (found,) = answer(tied, material, fit)
     assert (found.chosen["rate"], found.chosen["decay"]) == (1e-30, 1e-30)
+
+
+def test_a_head_that_diverged_is_not_chosen():
+    material, fit, _ = set_of(skill=0.3)
+    # Comparisons with NaN come out as the first class: of these images alone a diverged head would get all.
+    fit = Fit(fit.labels, fit.train, fit.val[fit.labels[fit.val] == 0], fit.test)
+    wild = LinearCached(rates=(0.1, 3e38), decays=(0.9,), least_steps=40)
+    (found,) = answer(wild, material, fit)
+    assert found.chosen["rate"] == 0.1
+    assert found.chosen["validation_balanced_accuracy"] < 1.0
+    (found,) = answer(replace(wild, rates=(3e38,)), material, fit)
+    assert "every head diverged" in str(found)
 
 
 def test_steps_are_passes_but_enough():

@@ -135,7 +135,7 @@ class LinearCached(Protocol):
 
     def _train(
         self, features: npt.NDArray[np.float32], fits: list[Fit], classes: Sequence[str], device: torch.device
-    ) -> list[Prediction]:
+    ) -> list[Prediction | EosinError]:
         ready: list[_Training] = []
         for before, fit in zip([None, *fits], fits, strict=False):
             same = before is not None and np.array_equal(before.train, fit.train)
@@ -155,7 +155,7 @@ class LinearCached(Protocol):
             self.momentum,
         )
         shrunk = outside_factor(rates, decays, steps, self.momentum).to(device, torch.float32)
-        predictions = []
+        predictions: list[Prediction | EosinError] = []
         for one, fit, weights, (_, outside) in zip(ready, fits, trained, placed, strict=True):
             whole = torch.cat([one.span.whole(weights[:-1], outside, shrunk), weights[-1:]])
             predictions.append(self._choose(features, fit, one, whole, len(classes), steps))
@@ -169,8 +169,11 @@ class LinearCached(Protocol):
         weights: Tensor,
         classes: int,
         steps: int,
-    ) -> Prediction:
-        """Choose among weights [D + 1, C present, J] by the validation images and predict the test images."""
+    ) -> Prediction | EosinError:
+        """Choose among weights [D + 1, C present, J] by the validation images and predict the test images.
+
+        A head that diverged is not chosen, whatever class its comparisons with NaN come out as.
+        """
         rates, decays = self.grid()
         accuracies, losses = _validated(features, fit, training, weights)
         # Rounded, so that equal heads are equal however their sums were ordered.
@@ -178,7 +181,13 @@ class LinearCached(Protocol):
             (-round(accuracies[head], 9), round(losses[head], 6), float(rates[head]), -float(decays[head]))
             for head in range(len(rates))
         ]
-        best = min(range(len(keys)), key=keys.__getitem__)
+        finite = weights.isfinite().flatten(0, 1).all(dim=0).tolist()
+        alive = [head for head in range(len(keys)) if finite[head] and math.isfinite(losses[head])]
+        if not alive:
+            return EosinError(
+                "linear-cached: every head diverged; try smaller rates, linear-cached?rates=0.0001+0.00001"
+            )
+        best = min(alive, key=keys.__getitem__)
         test = training.scaling.apply(features, fit.test, np.float64)
         chosen = weights[:, :, best].double().cpu().numpy()
         logits = test @ chosen[:-1] + chosen[-1]
