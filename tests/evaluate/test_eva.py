@@ -129,6 +129,9 @@ def test_a_better_score_must_be_strictly_better():
         one.judge(score, torch.tensor([score]), patience=5, min_delta=0.1)
     # Not enough to renew the patience, enough for a checkpoint.
     assert (one.epoch, one.waited) == (2, 1)
+    # What counts is the gain over the score that renewed it last, as in Lightning's EarlyStopping.
+    one.judge(0.61, torch.tensor([0.61]), patience=5, min_delta=0.1)
+    assert (one.epoch, one.waited) == (3, 0)
 
 
 def test_scores_are_torchmetrics():
@@ -144,6 +147,22 @@ def test_scores_are_torchmetrics():
             logits = (val @ weights).numpy()
             predicted = (logits[:, 0] > 0).astype(int) if classes == 2 else logits.argmax(axis=1)
             assert score == pytest.approx(balanced(truth, predicted, classes), abs=1e-12)
+
+
+def test_an_order_is_drawn_for_each_seed_and_epoch():
+    orders = [_order(50, seed, epoch).tolist() for seed in (0, 1) for epoch in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
+    assert all(sorted(order) == list(range(50)) for order in orders)
+
+
+def test_features_that_are_too_large_are_a_reason_and_an_epoch_that_diverged_is_not_kept():
+    material, fit = set_of()
+    huge = Material(material.features * np.float32(3e37), material.classes)
+    (result,) = answer(Eva(steps=20), huge, fit)
+    assert isinstance(result, EosinError)
+    assert "features as large as" in str(result)
+    one = _Running(0, torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))
+    assert _scores(one, torch.full((1, 3, 3), torch.nan)) == [-math.inf]
 
 
 def test_first_weights_fill_the_range_of_a_linear_layer():
@@ -165,7 +184,7 @@ def test_fits_with_problems_get_reasons_and_the_others_answers():
     assert third.probabilities.shape == (40, 3)
 
 
-@pytest.mark.parametrize("wrong", ["rate=0", "batch=0", "steps=0", "patience=-1", "min_delta=-1"])
+@pytest.mark.parametrize("wrong", ["rate=0", "batch=0", "steps=0", "patience=-1", "min_delta=-1", "weight_decay=-1"])
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(EosinError, match=wrong.split("=")[0]):
         open_protocol(f"eva?{wrong}")

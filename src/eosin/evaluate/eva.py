@@ -45,6 +45,7 @@ class _Running:
         val: [n, D + 1], validation images with ones.
         truth: int64 [n], their classes.
         best: Highest score so far.
+        reached: Score that last renewed the patience.
         weights: [D + 1, outputs], of the best epoch.
         epoch: The best epoch, counted from 1.
         waited: Epochs since.
@@ -56,6 +57,7 @@ class _Running:
     val: Tensor
     truth: Tensor
     best: float = -math.inf
+    reached: float = -math.inf
     weights: Tensor = field(default_factory=lambda: torch.empty(0))
     epoch: int = 0
     waited: int = 0
@@ -63,12 +65,18 @@ class _Running:
     done: bool = False
 
     def judge(self, score: float, weights: Tensor, patience: int, min_delta: float) -> None:
-        """Take in the score of the next epoch: a checkpoint is kept, and patience renewed, by a strictly better one."""
+        """Take in the score of the next epoch: a checkpoint is kept, and patience renewed, by a strictly better one.
+
+        What renews the patience is better by more than `min_delta` than what did so before, as in Lightning: many small
+        steps add up to one.
+        """
         self.seen += 1
-        waiting = score - min_delta <= self.best
         if score > self.best:
             self.best, self.weights, self.epoch = score, weights.clone(), self.seen
-        self.waited = self.waited + 1 if waiting else 0
+        if score - min_delta > self.reached:
+            self.reached, self.waited = score, 0
+        else:
+            self.waited += 1
         self.done = self.waited >= patience
 
 
@@ -77,8 +85,8 @@ class Eva(Protocol):
     """Linear probing by eva's settings; the epoch that is best on the validation images predicts the test.
 
     Where eva has a validation split only (BACH, NCT-CRC-HE, MHIST) it reports the best epoch's score on that very
-    split; here the test is never the split that chose. A class without training images has an output, as in eva, but
-    probability 0.
+    split; here the test chose nothing, unless the task itself validates on it (``bach:DIR?split=eva``). A class without
+    training images has an output, as in eva, but probability 0.
 
     Attributes:
         rate: Learning rate.
@@ -102,8 +110,8 @@ class Eva(Protocol):
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.rate) and self.rate > 0 and math.isfinite(self.weight_decay)):
-            raise ValueError(f"rate={self.rate} must be above 0 and weight_decay={self.weight_decay} finite")
+        if not (math.isfinite(self.rate) and self.rate > 0 and 0 <= self.weight_decay < math.inf):
+            raise ValueError(f"rate={self.rate} must be above 0 and weight_decay={self.weight_decay} at least 0")
         if self.batch < 1 or self.steps < 1 or self.patience < 0 or not self.min_delta >= 0:
             raise ValueError(
                 f"batch={self.batch} and steps={self.steps} must be at least 1, patience={self.patience} and"
@@ -174,7 +182,14 @@ class Eva(Protocol):
                 batches = _Batches(features, [fits[one.place] for one in running], outputs, self.batch)
         yield from running
 
-    def _predict(self, features: npt.NDArray[np.float32], fit: Fit, fitted: _Running, classes: int) -> Prediction:
+    def _predict(
+        self, features: npt.NDArray[np.float32], fit: Fit, fitted: _Running, classes: int
+    ) -> Prediction | EosinError:
+        if not fitted.epoch:
+            return EosinError(
+                f"eva: training diverged at rate {self.rate:g}; features as large as"
+                f" {np.abs(features[fit.train]).max():.2g} need a protocol that standardizes them: linear-cached"
+            )
         weights = fitted.weights.double().cpu().numpy()
         with np.errstate(over="ignore", invalid="ignore"):
             logits = features[fit.test].astype(np.float64) @ weights[:-1] + weights[-1]
@@ -254,7 +269,8 @@ def _scores(one: _Running, snapshots: Tensor) -> list[float]:
     """Score every snapshot [K, D + 1, outputs] on the validation images, as torchmetrics does for eva.
 
     Two classes: the mean of sensitivity and specificity, at probability above 0.5; a side without images counts 0.
-    More: the mean of the recalls over the classes that an image has or was predicted to have.
+    More: the mean of the recalls over the classes that an image has or was predicted to have. Weights that are not
+    finite score -inf.
     """
     epochs, width, outputs = snapshots.shape
     logits = (one.val @ snapshots.permute(1, 0, 2).reshape(width, epochs * outputs)).view(-1, epochs, outputs)
@@ -266,7 +282,8 @@ def _scores(one: _Running, snapshots: Tensor) -> list[float]:
     images = truth.sum(dim=0).double()
     counted = (torch.ones_like(hits) if outputs == 1 else ((told.sum(dim=0) + images) > 0)).double()
     recalls = hits / images.clamp(min=1.0)
-    values: list[float] = ((recalls * counted).sum(dim=1) / counted.sum(dim=1)).tolist()
+    means = (recalls * counted).sum(dim=1) / counted.sum(dim=1)
+    values: list[float] = means.masked_fill(~snapshots.isfinite().flatten(1).all(dim=1), -math.inf).tolist()
     return values
 
 

@@ -92,8 +92,10 @@ class Finetune(Protocol):
     def __post_init__(self) -> None:
         if min(self.epochs, self.patience, self.batch) < 1 or self.least_steps < 0:
             raise ValueError("epochs, patience and batch must be at least 1, least_steps at least 0")
-        if not self.rates or min(self.rates) <= 0 or not self.weight_decays or min(self.weight_decays) < 0:
-            raise ValueError("rates must be above 0 and weight_decays at least 0")
+        if not self.rates or not all(0 < rate < float("inf") for rate in self.rates):
+            raise ValueError("rates must be above 0 and finite")
+        if not self.weight_decays or not all(0 <= decay < float("inf") for decay in self.weight_decays):
+            raise ValueError("weight_decays must be at least 0 and finite")
         if not self.layer_decays or not all(0 < decay <= 1 for decay in self.layer_decays):
             raise ValueError("layer_decays must be above 0 and at most 1")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:

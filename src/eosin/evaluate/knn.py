@@ -98,7 +98,7 @@ class Knn(FeatureProtocol):
     temperature: float = 0.07
 
     def __post_init__(self) -> None:
-        if self.k < 1 or not self.temperature > 0:
+        if self.k < 1 or not 0 < self.temperature < float("inf"):
             raise ValueError(f"k={self.k} and temperature={self.temperature} must be at least 1 and above 0")
 
     def run(

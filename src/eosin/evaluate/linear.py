@@ -148,8 +148,10 @@ class Linear(Protocol):
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch, self.views) < 1 or self.least_steps < 0:
             raise ValueError("epochs, batch and views must be at least 1, least_steps at least 0")
-        if not self.rates or min(self.rates) <= 0 or not self.decays or min(self.decays) < 0:
-            raise ValueError("rates must be above 0 and decays at least 0")
+        if not self.rates or not all(0 < rate < float("inf") for rate in self.rates):
+            raise ValueError("rates must be above 0 and finite")
+        if not self.decays or not all(0 <= decay < float("inf") for decay in self.decays):
+            raise ValueError("decays must be at least 0 and finite")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError("scale must be low+high with 0 < low <= high <= 1")
         if not 0 <= self.flip <= 1:

@@ -120,6 +120,12 @@ class Logistic(FeatureProtocol):
     strengths: tuple[float, ...] = tuple(float(value) for value in np.logspace(-6, 5, 23))
     iterations: int = 1000
 
+    def __post_init__(self) -> None:
+        if not self.strengths or not all(0 < strength < float("inf") for strength in self.strengths):
+            raise ValueError(f"strengths={list(self.strengths)} must be above 0 and finite")
+        if self.iterations < 1:
+            raise ValueError(f"iterations={self.iterations} must be at least 1")
+
     def run(
         self,
         features: npt.NDArray[np.float32],
