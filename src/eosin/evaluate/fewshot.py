@@ -61,7 +61,8 @@ class FewShot(Protocol):
     """SimpleShot and logistic regression on few images a class, many times over.
 
     A class with fewer training images than shots gives all it has, in every draw; the record says so. The probabilities
-    are the shares of the draws' votes, and metrics are means over the draws, not those of the majority.
+    are the shares of the draws' votes; accuracies are means over the draws, not those of the majority, macro-F1 is that
+    of the mean confusion matrix, and AUROC ranks the shares.
 
     Attributes:
         draws: Number of draws.

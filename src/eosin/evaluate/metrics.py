@@ -6,7 +6,9 @@ What the weights do is add up rows of a matrix that is nearly empty (the confusi
 places of a ranking), which is stored as such. Weights that are whole numbers are added without rounding.
 
 Where the scores are shares of many classifiers' votes, accuracy, balanced accuracy and F1 are those of the confusion
-matrix averaged over the classifiers: what one of them reaches on average, not what their majority does.
+matrix averaged over the classifiers: what one of them reaches on average, not what their majority does. (Exactly so for
+the first two; F1 is no sum over images, and that of the averaged matrix is near the mean of their F1s.) AUROC ranks the
+shares, as one classifier made of all would.
 """
 
 from __future__ import annotations
