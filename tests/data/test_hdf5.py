@@ -228,3 +228,27 @@ def test_without_h5py_it_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(EosinError, match=r"HDF5 files need h5py: pip install 'eosin\[h5\]'"):
         open_hdf5(tmp_path / "a.h5", "x", SIZE)
+
+
+@pytest.mark.parametrize("how", ["external link", "soft link", "external storage", "virtual"])
+def test_nothing_outside_the_file_is_read(tmp_path, how):
+    """HDF5 can name any file of the machine as its values."""
+    images = write(tmp_path / "other.h5", 3)
+    raw = tmp_path / "secret.bin"
+    raw.write_bytes(images.tobytes())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        if how == "external link":
+            file["x"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "x")
+        elif how == "soft link":
+            file["y"] = images
+            file["x"] = h5py.SoftLink("/y")
+        elif how == "external storage":
+            file.create_dataset("x", images.shape, "u1", external=[(str(raw), 0, h5py.h5f.UNLIMITED)])
+        else:
+            layout = h5py.VirtualLayout(images.shape, "u1")
+            layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "x", images.shape)
+            file.create_virtual_dataset("x", layout)
+    with pytest.raises(EosinError, match="'x' leads to another file or place"):
+        open_hdf5(tmp_path / "a.h5", "x", SIZE)
+    with pytest.raises(EosinError, match="'x' leads to another file or place"):
+        read_hdf5(tmp_path / "a.h5", "x")

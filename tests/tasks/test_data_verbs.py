@@ -15,7 +15,9 @@ import pytest
 
 from eosin.benchmark import BenchmarkConfig, run_benchmark
 from eosin.cli import main
+from eosin.core.errors import EosinError
 from eosin.tasks import DATA_SETS, open_task
+from eosin.tasks.acquire import acquire
 from eosin.tasks.data_sets import RemoteFile
 
 
@@ -113,6 +115,21 @@ def test_get_an_archive(published, tmp_path, capsys):
     code, out, _ = run(capsys, "data", "get", "bach", "--root", root, "--accept-licence")
     assert code == 0
     assert "there already" in out
+
+
+def test_get_says_what_cannot_be_verified(tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise EosinError("stop")
+
+    monkeypatch.setattr("eosin.tasks.acquire.download", stop)
+    said = {"bach": [], "breakhis": []}
+    for name, lines in said.items():
+        with pytest.raises(EosinError, match="stop"):
+            acquire(name, tmp_path / name, accept_licence=True, say=lines.append)
+    assert said["breakhis"][-1].startswith(
+        "BreaKHis_v1.tar.gz: no checksum of it is published, and it comes without TLS"
+    )
+    assert not any("checksum" in line for line in said["bach"])
 
 
 def test_get_uses_what_was_downloaded_by_hand(published, tmp_path, capsys):

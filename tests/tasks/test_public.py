@@ -316,6 +316,17 @@ def test_a_subset_is_never_silent(copy):
     assert any("not the pinned 'three-way' one: train/val/test 218/49/132" in note for note in task.notes)
 
 
+def test_a_val_that_is_cut_here_is_not_called_published(copy):
+    root = copy("bach")
+    for row in [row for first, end in bach._VAL for row in range(first, end)]:
+        first_image(root, bach.bach_names()[row].split("/")[1]).unlink()
+    task = open_task(f"bach:{root}?check=loose")
+    assert len(task.val)
+    assert task.split_source.startswith("published: thunder's")
+    assert task.split_source.endswith("given; made: 20 % of train as val by patient, stratified, seed 0")
+    assert "made" not in open_task(f"bach:{root}?check=loose&split=eva").split_source
+
+
 def test_an_altered_set_is_not_called_a_subset(copy):
     root = copy("bach")
     shutil.copy(first_image(root, "b017.tif"), first_image(root, "Benign") / "more.tif")

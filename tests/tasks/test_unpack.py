@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from eosin.core.errors import EosinError
+from eosin.tasks import unpack
 from eosin.tasks.unpack import unpack_archive, unpack_gzip
 
 GOOD = {"set/a/1.png": b"one", "set/a/2.png": b"two", "set/b/1.png": b"three" * 1000}
@@ -94,8 +95,8 @@ HOSTILE = {
     "hard link": ("tar", special_in_tar(tarfile.LNKTYPE, "set/a/1.png"), "is a link or device"),
     "device": ("tar", special_in_tar(tarfile.CHRTYPE), "is a link or device"),
     "pipe": ("tar", special_in_tar(tarfile.FIFOTYPE), "is a link or device"),
-    "bomb zip": ("zip", {"set/zeros": bytes(40_000_000)}, "unpacks to more than 0.00 GB"),
-    "bomb tar": ("tar", {"set/zeros": bytes(40_000_000)}, "unpacks to more than 0.00 GB"),
+    "bomb zip": ("zip", {"set/zeros": bytes(4_000_000)}, "unpacks to more than 0.00 GB"),
+    "bomb tar": ("tar", {"set/zeros": bytes(4_000_000)}, "unpacks to more than 0.00 GB"),
     "file for a folder": ("zip", {"set/a": b"x", "set/a/1.png": b"y"}, "two members|cannot be written"),
 }
 
@@ -114,8 +115,26 @@ def test_a_hostile_archive_is_refused_whole(tmp_path, case):
     assert not (folder / "set").exists()
 
 
-def test_a_bomb_without_an_announced_size(tmp_path):
-    archive = zipped(tmp_path / "set.zip", {"set/zeros": bytes(80_000_000)})
+def test_a_bomb_of_headers_alone(tmp_path, monkeypatch):
+    """Neither a long header nor a stream of empty members is read to its end."""
+    long = tarfile.TarInfo("set/1.png")
+    long.pax_headers = {"comment": "x" * 3_000_000}
+    with pytest.raises(EosinError, match="damaged or cut short .a header of 3,000,0"):
+        unpack_archive(tarred(tmp_path / "set.tar.gz", {long: b"x"}), tmp_path / "set", size=1000)
+    monkeypatch.setattr(unpack, "_BLOCK", 2**12)
+    folders = {}
+    for number in range(1000):
+        member = tarfile.TarInfo(f"set/{number}")
+        member.type = tarfile.DIRTYPE
+        folders[member] = b""
+    with pytest.raises(EosinError, match="holds far more than announced"):
+        unpack_archive(tarred(tmp_path / "set.tar.gz", folders), tmp_path / "set", size=1000)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_bomb_without_an_announced_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "_BLOCK", 2**14)
+    archive = zipped(tmp_path / "set.zip", {"set/zeros": bytes(2_000_000)})
     with pytest.raises(EosinError, match="unpacks to more than"):
         unpack_archive(archive, tmp_path / "set")
 

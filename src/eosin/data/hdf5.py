@@ -98,7 +98,7 @@ def open_hdf5(path: Path, key: str, size: tuple[int, int]) -> HDF5File:
         EosinError: If h5py is missing, or the file is absent, cut short, no HDF5 file, or holds something else.
     """
     with _opened(path) as file:
-        found = file.get(key)
+        found = _own(file, path, key)
         shape = tuple(getattr(found, "shape", ()))
         kind = str(getattr(found, "dtype", "nothing"))
         if shape[1:] != (size[1], size[0], 3) or kind != "uint8":
@@ -117,7 +117,7 @@ def read_hdf5(path: Path, key: str) -> npt.NDArray[Any]:
         EosinError: As `open_hdf5`.
     """
     with _opened(path) as file:
-        found = file.get(key)
+        found = _own(file, path, key)
         if getattr(found, "shape", None) is None:
             raise EosinError(f"{path}: no data set '{key}' (it holds {', '.join(sorted(file)) or 'nothing'})")
         try:
@@ -125,6 +125,20 @@ def read_hdf5(path: Path, key: str) -> npt.NDArray[Any]:
         except OSError as error:
             raise EosinError(_why(path, error)) from None
         return values
+
+
+def _own(file: Any, path: Path, key: str) -> Any:
+    """Return what a file holds under a name, None if nothing.
+
+    Raises:
+        EosinError: If it is a link, or its values lie in another file: any file of this machine could be read so.
+    """
+    link = file.get(key, getlink=True) if key in file.keys() else None  # noqa: SIM118 (follows no link)
+    found = file[key] if isinstance(link, h5py_module().HardLink) else None
+    elsewhere = getattr(found, "is_virtual", False) or getattr(found, "external", None)
+    if elsewhere or (link is not None and found is None):
+        raise EosinError(f"{path}: '{key}' leads to another file or place; the file is not to be trusted, get it again")
+    return found
 
 
 def _identity(path: Path, shape: tuple[int, ...]) -> str:

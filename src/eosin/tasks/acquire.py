@@ -76,6 +76,9 @@ def _get(about: DataSet, file: RemoteFile, root: Path, keep: bool, tell: Say, ba
         if not file.url:
             raise EosinError(f"{path}: {about.title} is not downloaded: {about.how}")
         tell(f"downloading {file.url}")
+        if file.md5 is None:
+            plain = ", and it comes without TLS" if file.url.startswith("http:") else ""
+            tell(f"{file.name}: no checksum of it is published{plain}: who alters it on its way is not found out")
         room = file.becomes_bytes or 0
         bar = bars.add_task(file.name, total=file.bytes)
         download(file.url, path, md5=file.md5, size=file.bytes, room=room, progress=_bar(bars, bar))

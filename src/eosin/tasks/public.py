@@ -133,10 +133,12 @@ def _open(name: str, source: str, given: dict[str, str], spec: str) -> Task:
         validate_on_test=assigned.validate_on_test,
     )
     suffix, said = _what_it_is(about, found)
+    # Of a part of a set, whose val is not there, one was made.
+    made = not assigned.validate_on_test and "val" not in assigned.split.tolist()
     return dataclasses.replace(
         task,
         name=task.name + suffix,
-        split_source=assigned.source,
+        split_source=f"{assigned.source}; {task.split_source}" if made else assigned.source,
         licence=about.licence,
         data_set=about.name,
         notes=(*task.notes, *said, *found.notes, *assigned.notes, *_pin_notes(about, assigned, task.split_hash)),

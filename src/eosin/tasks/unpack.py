@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from eosin.core.errors import EosinError
 from eosin.core.files import atomic_directory, atomic_file, storage_errors
@@ -54,7 +54,7 @@ def unpack_archive(
     written = count = 0
     try:
         with atomic_directory(folder) as part:
-            for name, source in _members(archive):
+            for name, source in _members(archive, limit):
                 if "__MACOSX" in name.split("/"):
                     continue
                 relative = _below(archive, name, folder.name)
@@ -115,11 +115,15 @@ def _below(archive: Path, name: str, top: str) -> PurePosixPath:
     return PurePosixPath(*path.parts[1:])
 
 
-def _members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
+def _members(archive: Path, limit: int) -> Iterator[tuple[str, IO[bytes] | None]]:
     """Yield each member's path and, of a file, its bytes.
 
+    Args:
+        archive: The file.
+        limit: Bytes that the members may have; a stream of headers is held to it too.
+
     Raises:
-        EosinError: If a member is a link or device.
+        EosinError: If a member is a link or device, or there are far more bytes than announced.
     """
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive) as zipped:
@@ -136,8 +140,9 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
                         yield info.filename, file
         return
     # By gzip itself: tarfile's own reading of it does not compare the checksum at the end.
-    with gzip.open(archive, "rb") as packed:
-        with tarfile.open(fileobj=packed, mode="r|") as tar:
+    with gzip.open(archive, "rb") as unbounded:
+        packed: Any = _Bounded(archive, unbounded, limit + 64 * _BLOCK)
+        with tarfile.open(fileobj=packed, mode="r|", tarinfo=_ShortHeaders) as tar:
             for member in tar:
                 if member.isdir():
                     yield member.name, None
@@ -147,6 +152,40 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
                     raise EosinError(_special(archive, member.name))
         while packed.read(_BLOCK):
             pass
+
+
+class _ShortHeaders(tarfile.TarInfo):
+    """Members whose extended headers, which tarfile reads into memory whole, are as short as a name is."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> _ShortHeaders:
+        """Read a header block."""
+        member = super().frombuf(buf, encoding, errors)
+        if not (member.isreg() or member.isdir()) and member.size > _BLOCK:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        return member
+
+
+class _Bounded:
+    """A stream that ends in an error after so many bytes: empty members can be a bomb too.
+
+    Args:
+        archive: What to name in the error.
+        stream: The bytes.
+        limit: How many there may be.
+    """
+
+    def __init__(self, archive: Path, stream: IO[bytes], limit: int) -> None:
+        self.archive = archive
+        self.stream = stream
+        self.left = limit
+
+    def read(self, count: int = _BLOCK) -> bytes:
+        block = self.stream.read(count)
+        self.left -= len(block)
+        if self.left < 0:
+            raise EosinError(f"{self.archive}: holds far more than announced; this is not the published archive")
+        return block
 
 
 def _special(archive: Path, name: str) -> str:
