@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,6 +68,17 @@ def refused(capsys, *words):
     assert captured.err.count("\n") == 1, captured.err
     assert "Traceback" not in captured.err
     return captured.err
+
+
+@pytest.mark.parametrize("verb", ["embed", "evaluate", "benchmark"])
+def test_help_names_encoder_schemes_and_protocols(verb, capsys):
+    from eosin.encoders import ENCODERS
+    from eosin.evaluate import PROTOCOLS
+
+    assert main([verb, "--help"]) == 0
+    words = re.findall(r"[\w-]+:?", capsys.readouterr().out)
+    assert {f"{scheme}:" for scheme in ENCODERS if scheme != "file"} <= set(words)
+    assert verb == "embed" or set(PROTOCOLS) <= set(words)
 
 
 def test_help_names_every_verb(capsys):

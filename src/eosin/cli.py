@@ -180,7 +180,8 @@ def embed(
     A run that was stopped, by kill -9 too, goes on with the same command: what is done is in OUT.parts until OUT is.
 
     Args:
-        encoder: timm:NAME, random:NAME, color:stats, a run directory or a .safetensors file.
+        encoder: pathology:NAME (see `eosin encoders`), lunit:NAME, timm:NAME, hf-hub:OWNER/NAME, random:NAME,
+            color:stats, a run directory or a weights file.
         data: Tiles: folder:DIR, csv:FILE, store:DIR or a path.
         out: The Parquet file.
         batch_size: Tiles per forward pass; found by itself if not given.
@@ -230,10 +231,12 @@ def evaluate(
     """Score one encoder on one labelled task, with 95 % bootstrap intervals.
 
     Args:
-        encoder: timm:NAME, hf-hub:NAME, lunit:NAME, random:NAME, color:stats, a run directory or a weights file.
-        task: folder:DIR, csv:FILE, store:DIR, a public set such as bach:DIR, or synthetic.
+        encoder: pathology:NAME (see `eosin encoders`), lunit:NAME, timm:NAME, hf-hub:OWNER/NAME, random:NAME,
+            color:stats, a run directory or a weights file.
+        task: folder:DIR, csv:FILE, store:DIR, a public set such as bach:DIR (see `eosin data list`), or synthetic.
         out: Output directory: results.jsonl, predictions, cached embeddings.
-        protocol: Protocols, separated by commas.
+        protocol: Protocols, separated by commas: knn, logistic, linear, linear-cached, eva, finetune, fewshot, shift;
+            NAME:VARIANT for one variant, settings after a `?`; "all" for all.
         fractions: Shares of the training and validation labels, separated by commas, such as 0.01,0.1,1.
         seeds: Seeds, separated by commas.
         label_column: Column of the label in a manifest.
@@ -270,11 +273,14 @@ def benchmark(
     """Score encoders on tasks; what is done already is not done again.
 
     Args:
-        encoders: Encoders, separated by commas, each SPEC or NAME=SPEC; {seed} in a spec stands for each seed.
-        tasks: Tasks, separated by commas: folder:DIR, csv:FILE, store:DIR, a public set such as bach:DIR, or synthetic,
-            with options after a `?`.
+        encoders: Encoders, separated by commas, each SPEC or NAME=SPEC: pathology:NAME (see `eosin encoders`),
+            lunit:NAME, timm:NAME, hf-hub:OWNER/NAME, random:NAME, color:stats, a run directory or a weights file;
+            {seed} in a spec stands for each seed.
+        tasks: Tasks, separated by commas: folder:DIR, csv:FILE, store:DIR, a public set such as bach:DIR (see `eosin
+            data list`), or synthetic, with options after a `?`.
         out: Output directory; `eosin report` makes a page of it.
-        protocols: Protocols, separated by commas: NAME or NAME:VARIANT, with settings after a `?`; "all" for all.
+        protocols: Protocols, separated by commas: knn, logistic, linear, linear-cached, eva, finetune, fewshot, shift;
+            NAME:VARIANT for one variant, settings after a `?`; "all" for all.
         fractions: Shares of the training and validation labels, separated by commas, such as 0.01,0.1,1.
         seeds: Seeds, separated by commas.
         label_column: Column of the label in manifests.

@@ -44,6 +44,27 @@ def test_table_holds_the_features_of_the_readable_tiles(tmp_path):
     np.testing.assert_array_equal(embed(encoder, open_tiles(str(tmp_path / "tiles"))).features, features)
 
 
+def test_the_closing_line_tells_of_this_source_only(tmp_path):
+    """The list beside the output may hold tiles of another source, or repaired since."""
+    for number in range(2):
+        for source in ("one", "other"):
+            path = tmp_path / source / f"{source}{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (16, 16), (number, 9, 90)).save(path)
+    (tmp_path / "one" / "broken.png").write_bytes(b"broken")
+    out = tmp_path / "out.parquet"
+    with pytest.raises(EosinError, match="1 of 3 tiles are unreadable"):
+        embed_to_parquet("color:stats?size=16", str(tmp_path / "one"), out, workers=0)
+    summary = embed_to_parquet("color:stats?size=16", str(tmp_path / "other"), out, workers=0)
+    assert summary.endswith("no unreadable tiles")
+
+
+def test_fewer_than_no_workers_are_refused(tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    with pytest.raises(EosinError, match="workers -2: must be at least 0"):
+        embed_to_parquet("color:stats?size=16", str(tmp_path), tmp_path / "out.parquet", workers=-2)
+
+
 def test_a_folder_as_output_is_refused(tmp_path):
     with pytest.raises(EosinError, match="is a directory"):
         embed_to_parquet("color:stats", str(tmp_path), tmp_path)

@@ -77,14 +77,19 @@ class Quarantine:
                 "or raise quarantine_limit"
             )
 
-    def summary(self) -> str:
-        """Return the closing line."""
-        if not self._reasons:
+    def summary(self, *, met: bool = False) -> str:
+        """Return the closing line.
+
+        Args:
+            met: Tell only of tiles met since this object was made: the file may hold those of an earlier call, of
+                another source or repaired since.
+        """
+        found = [name for name in self._reasons if not met or name not in self._stale]
+        if not found:
             return "no unreadable tiles"
-        name = next(iter(self._reasons))
         where = "" if self.path is None else f", listed in {self.path}"
-        plural = "" if self.count == 1 else "s"
-        return f"{self.count:,} unreadable tile{plural} left out{where} (first '{name}': {self._reasons[name]})"
+        plural = "" if len(found) == 1 else "s"
+        return f"{len(found):,} unreadable tile{plural} left out{where} (first '{found[0]}': {self._reasons[found[0]]})"
 
     def _exchange(self, entries: list[dict[str, str]]) -> None:
         """Take in what others have appended, then append the entries that are still missing, under a lock."""

@@ -186,7 +186,7 @@ def _computed(
         raise
     if shard is None:
         if not len(rows):
-            raise EosinError(f"{tiles.spec}: no tile could be read; {quarantine.summary()}")
+            raise EosinError(f"{tiles.spec}: no tile could be read; {quarantine.summary(met=True)}")
         if path is not None:
             _save(path, store.key, features, rows, len(tiles), unreadable)
         store.remove()
@@ -208,10 +208,12 @@ def make_pass(
     """Gather what a pass depends on; `embed` says what each means, and `Pass`.
 
     Raises:
-        EosinError: If the batch size is not positive.
+        EosinError: If the batch size is not positive or the number of workers negative.
     """
     if batch_size is not None and batch_size < 1:
         raise EosinError(f"batch_size {batch_size}: must be at least 1")
+    if workers < 0:
+        raise EosinError(f"workers {workers}: must be at least 0")
     return Pass(
         tiles=tiles.without_columns(),
         precision=precision,

@@ -98,7 +98,7 @@ def embed_to_parquet(
         parts.rmdir()
     width = embeddings.features.shape[1]
     count = len(embeddings.rows)
-    return f"{count} tiles x {width} features → {out}{maps}; {seconds:,.0f} s; {quarantine.summary()}"
+    return f"{count} tiles x {width} features → {out}{maps}; {seconds:,.0f} s; {quarantine.summary(met=True)}"
 
 
 def _write(network: Encoder, encoder: str, data: str, tiles: Tiles, embeddings: Embeddings, out: Path) -> None:
