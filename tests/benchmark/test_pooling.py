@@ -143,3 +143,16 @@ def test_only_the_same_split_and_seed_is_compared(tmp_path):
     assert compare(tmp_path, [one, cell(tmp_path, "b", 0, right=0.5, task_hash="u")], "balanced_accuracy", []) == []
     # The records agree but the images do not: unreadable tiles of one machine, say.
     assert compare(tmp_path, [one, cell(tmp_path, "b", 0, right=0.5, first=4)], "balanced_accuracy", []) == []
+
+
+def test_a_family_is_one_task_protocol_and_fraction(tmp_path):
+    records = []
+    for fraction in (0.1, 1.0):
+        for name, right in (("a", 0.95), ("b", 0.6)):
+            record = cell(tmp_path, name, 0, right=right, protocol=f"knn{fraction:g}", groups=40)
+            records.append(record | {"protocol": "knn", "fraction": fraction})
+    records += [record | {"task": "other", "key": "other-" + record["key"]} for record in records]
+    found = compare(tmp_path, records, "balanced_accuracy", [])
+    assert [(c["task"], c["fraction"]) for c in found] == [("t", 0.1), ("t", 1.0), ("other", 0.1), ("other", 1.0)]
+    # One pair each: nothing to correct for.
+    assert all((c["encoder"], c["reference"]) == ("a", "b") and c["p_holm"] == c["p"] for c in found)

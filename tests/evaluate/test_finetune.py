@@ -325,3 +325,22 @@ def test_colors_of_a_preset(pixel_task):
 def test_wrong_settings_are_told(settings, message):
     with pytest.raises(EosinError, match=message):
         open_protocol(f"finetune?{settings}")
+
+
+def test_what_is_kept_is_told_apart_by_all_that_a_training_depends_on(pixel_task, tmp_path):
+    task = pixel_task()
+    material, fit = task.material(), task.fit()
+    labels = fit.labels.copy()
+    labels[fit.train[0]] = 1 - labels[fit.train[0]].clip(max=1)
+    keys = [
+        QUICK._key(material, fit),
+        replace(QUICK, patience=QUICK.patience + 1)._key(material, fit),
+        QUICK._key(replace(material, precision="bf16"), fit),
+        *(
+            QUICK._key(material, replace(fit, **other))
+            for other in ({"seed": 1}, {"train": fit.train[1:]}, {"val": fit.val[1:]}, {"labels": labels})
+        ),
+    ]
+    assert len(set(keys)) == len(keys)
+    # The test images are predicted, not trained on.
+    assert QUICK._key(material, replace(fit, test=fit.test[1:])) == keys[0]

@@ -194,3 +194,20 @@ def test_heads_that_diverge_lose(pixel_task):
     (answer,) = replace(quick, rates=(1e38,)).answers(task.material(), [task.fit()])
     assert isinstance(answer.result, EosinError)
     assert "every head diverged; try smaller rates" in str(answer.result)
+
+
+def test_views_are_kept_apart_by_all_that_makes_them(pixel_task, tmp_path):
+    pixels = pixels_of(pixel_task().material(), "linear")
+
+    def key(law, views=2, precision="fp32"):
+        return ViewFeatures(pixels, law, views, precision=precision, workers=0, work=tmp_path).key
+
+    plain = CropLaw(32)
+    keys = [key(plain), key(plain, views=3), key(plain, precision="bf16")]
+    keys += [
+        key(CropLaw(16)),
+        key(CropLaw(32, "bicubic")),
+        key(CropLaw(32, scale=(0.1, 1.0))),
+        key(CropLaw(32, flip=0)),
+    ]
+    assert len(set(keys)) == len(keys)
