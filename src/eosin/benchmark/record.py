@@ -305,7 +305,22 @@ def _check(record: dict[str, Any], where: str) -> None:
     whole = isinstance(metrics, dict) and bool(metrics)
     if not whole or not all(isinstance(e, dict) and {"value", "low", "high"} <= e.keys() for e in metrics.values()):
         raise EosinError(f"{where}: field 'metrics' must map names to value, low and high; remove that line")
+    if not all(
+        isinstance(e[end], (int, float, type(None))) for e in metrics.values() for end in ("value", "low", "high")
+    ):
+        raise EosinError(f"{where}: field 'metrics' must hold numbers or null; remove that line")
+    _check_identity(record, where)
+
+
+def _check_identity(record: dict[str, Any], where: str) -> None:
+    """Refuse a line that does not say what it is about; an old one without a fraction is about all labels."""
     record.setdefault("fraction", 1.0)
+    try:
+        identity(record)
+    except KeyError as missing:
+        raise EosinError(f"{where}: field {missing} is missing; remove that line") from None
+    except (ValueError, TypeError):
+        raise EosinError(f"{where}: fields 'fraction' and 'seed' must be numbers; remove that line") from None
 
 
 def read_leaderboard(out: Path) -> list[Standing]:
@@ -324,5 +339,12 @@ def read_ranks(out: Path) -> list[Ranking]:
 
 
 def read_failures(out: Path) -> list[Failure]:
-    """Read OUT/failures.jsonl: the cells that have no result; an absent file holds none."""
-    return cast(list[Failure], _read_lines(out / FAILURES))
+    """Read OUT/failures.jsonl: the cells that have no result; an absent file holds none.
+
+    Raises:
+        EosinError: If a line is damaged or does not say which cell it is about.
+    """
+    failures = _read_lines(out / FAILURES)
+    for number, failure in enumerate(failures, start=1):
+        _check_identity(failure, f"{out / FAILURES}: line {number}")
+    return cast(list[Failure], failures)
