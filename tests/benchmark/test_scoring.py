@@ -191,3 +191,16 @@ def test_a_job_of_an_array_tells_what_it_cannot_embed(configure):
     with pytest.raises(EosinError, match=r"resnet19.*the other parts are done"):
         run_benchmark(config)
     assert not (config.out / "failures.jsonl").exists()
+
+
+def test_a_protocol_that_forgets_a_cell_leaves_a_gap_not_silence(configure, monkeypatch):
+    def answers(self, material, fits, variants=None):
+        yield Answer(0, "left", Prediction(np.full((len(fits[0].test), 3), 1 / 3)))
+
+    monkeypatch.setattr(Twofold, "answers", answers)
+    config = configure(encoders=("color=color:stats",), protocols=("twofold", "knn"))
+    with pytest.raises(EosinError, match=r"1 of 3 results are missing"):
+        run_benchmark(config)
+    assert [(f["protocol"], f["reason"]) for f in read_failures(config.out)] == [
+        ("twofold:right", "protocol 'twofold' gave no answer")
+    ]

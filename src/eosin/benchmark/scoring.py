@@ -129,10 +129,13 @@ class Work:
             except StorageError:
                 raise
             except EosinError as error:
-                for entry in family:
-                    for seed, share in _places(entry, wanted):
-                        if (entry.shown, share, seed) not in answered:
-                            yield (entry.shown, share, seed), error
+                reason = error
+            else:
+                reason = EosinError(f"protocol '{family[0].protocol.name}' gave no answer")
+            for entry in family:
+                for seed, share in _places(entry, wanted):
+                    if (entry.shown, share, seed) not in answered:
+                        yield (entry.shown, share, seed), reason
 
     def _embed(self, opened: OpenTask, rows: npt.NDArray[np.int64] | None, change: PixelChange | None = None) -> Any:
         tiles = opened.task.tiles if rows is None else opened.task.tiles.select(rows)
