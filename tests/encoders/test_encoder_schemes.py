@@ -5,15 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eosin.core.errors import EosinError
-from eosin.encoders import build_encoder, hub, load_encoder
+from eosin.encoders import build_encoder, hub, load_encoder, loading
+from eosin.encoders.backbone import create_backbone
 
 NAME = "resnet18.a1_in1k"
 Write = Callable[[str, Path], torch.nn.Module]
@@ -165,3 +168,28 @@ def test_color_baselines_are_their_formulas(height: int, width: int, seed: int) 
         np.testing.assert_allclose(six, [*values.mean(axis=1), *values.std(axis=1)], atol=1e-6)
         expected = [np.histogram(channel, bins=16, range=(0, 1))[0] / channel.size for channel in values]
         np.testing.assert_allclose(bins, np.concatenate(expected), atol=1e-6)
+
+
+class Called(TorchDispatchMode):
+    """Writes down what reaches torch's kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_a_network_to_be_filled_is_built_without_drawing(architecture: str) -> None:
+    whole = create_backbone(architecture, 224, num_classes=0).state_dict()
+    with Called() as called:
+        empty = loading._empty(architecture, 224, {"num_classes": 0})
+    assert {name: tensor.shape for name, tensor in empty.state_dict().items()} == {
+        name: tensor.shape for name, tensor in whole.items()
+    }
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    assert called.names
+    assert not called.names & {"aten::uniform_", "aten::normal_", "aten::erfinv_"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,30 @@ def test_an_address_is_downloaded_whole_or_not_at_all(home: Path, monkeypatch: p
     name = "dino_vit_small_patch16_ep200.torch"
     assert asked == [f"https://github.com/lunit-io/benchmark-ssl-pathology/releases/download/pretrained-weights/{name}"]
     assert (home / "encoders" / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("error", [ssl.SSLError(1, "bad record"), OSError(113, "No route to host")])
+def test_an_error_of_the_network_is_not_taken_for_the_disks(
+    error: OSError, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Response):
+        def read(self, *_: Any) -> bytes:
+            raise error
+
+    monkeypatch.setattr(hub, "_open", lambda address: Broken(b"", 10))
+    message = one_line("lunit:dino_vits16")
+    assert f"broke off ({error})" in message
+    assert "place it at" in message
+    assert not list((home / "encoders").iterdir())
+
+
+def test_an_address_never_leaves_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Response(b"", 0)
+    answer.url = "http://elsewhere/weights.pth"  # type: ignore[attr-defined]
+    monkeypatch.setattr(hub.urllib.request, "urlopen", lambda *_, **__: answer)
+    with pytest.raises(OSError, match="leads from https to http://elsewhere"):
+        hub._open("https://github.com/weights.pth")
+    assert answer.closed
 
 
 def test_hf_hub_offline_stops_every_download(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

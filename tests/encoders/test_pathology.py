@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eosin.core.config import Config
 from eosin.core.errors import EosinError
-from eosin.encoders import hub, load_encoder, pathology
+from eosin.encoders import hub, load_encoder, loading, pathology
 from eosin.encoders.backbone import create_backbone, embedding_width
 from eosin.encoders.layers import real_arguments
 from eosin.encoders.pathology import Entry, pathology_entries
@@ -37,8 +37,8 @@ def _said_once() -> None:
 @cache
 def built(architecture: str, options: str) -> tuple[Any, Tensor, Tensor]:
     """A network of full size without weights, and its output; encoders of one kind share it."""
+    network: Any = loading._empty(architecture, 224, {"num_classes": 0, **json.loads(options)}).eval()
     with torch.device("meta"), torch.no_grad():
-        network: Any = create_backbone(architecture, 224, num_classes=0, **json.loads(options)).eval()
         images = torch.empty(2, 3, 224, 224)
         tokens = network.forward_features(images)
         return network, network.forward_head(tokens), tokens

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
+import http.client
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -135,10 +135,15 @@ def address_file(spec: str, address: str, placed: Path) -> Path:
     with response, atomic_file(placed) as file:
         expected = int(response.headers.get("Content-Length") or 0)
         note(f"{spec}: downloading {address}" + (f" ({expected / 1e6:,.0f} MB)" if expected else ""))
-        try:
-            shutil.copyfileobj(cast(IO[bytes], response), file, 1 << 20)
-        except (TimeoutError, ConnectionError) as error:
-            raise EosinError(f"{spec}: the download of {address} broke off ({_first_line(error)}); {fix}") from None
+        while True:
+            try:
+                block = response.read(1 << 20)
+            except (OSError, http.client.HTTPException) as error:
+                # Of the network alone: the numbers of TLS's errors are those of a disk's.
+                raise EosinError(f"{spec}: the download of {address} broke off ({_first_line(error)}); {fix}") from None
+            if not block:
+                break
+            file.write(block)
         if expected and file.tell() != expected:
             raise EosinError(f"{spec}: {address} gave {file.tell():,} of {expected:,} bytes; run the command again")
     return placed
@@ -146,4 +151,8 @@ def address_file(spec: str, address: str, placed: Path) -> Path:
 
 def _open(address: str) -> Any:
     # Addresses come from the table of encoders, never from a user or a file.
-    return urllib.request.urlopen(address, timeout=ADDRESS_SECONDS)  # noqa: S310
+    response = urllib.request.urlopen(address, timeout=ADDRESS_SECONDS)  # noqa: S310
+    if address.startswith("https:") and not response.url.startswith("https:"):
+        response.close()
+        raise OSError(f"leads from https to {response.url}")
+    return response

@@ -9,6 +9,7 @@ import timm
 import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from eosin.core.errors import EosinError
 from eosin.encoders.backbone import create_backbone
@@ -64,9 +65,27 @@ def load_backbone(
     return backbone, selected
 
 
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out the drawing of weights on the meta device, where it changes nothing and takes most of the time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run what is called, unless it fills a tensor that has no values."""
+        kwargs = kwargs or {}
+        # torch.nn.init hands its tensor over by name.
+        filled = args[0] if args else kwargs.get("tensor")
+        if getattr(func, "__name__", "") in _FILLS and isinstance(filled, Tensor) and filled.is_meta:
+            return filled
+        return func(*args, **kwargs)
+
+
+_FILLS = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
+# Those of torch.nn.init, which are handed over as a whole.
+_FILLS |= {"kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_", "trunc_normal_"}
+
+
 def _empty(architecture: str, size: int, arguments: Mapping[str, Any]) -> nn.Module:
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NothingDrawn():
             return create_backbone(architecture, size, **arguments)
     except (NotImplementedError, RuntimeError):
         # A network whose constructor reads a value of a tensor.

@@ -175,7 +175,7 @@ class _Bounded:
         limit: How many there may be.
     """
 
-    def __init__(self, archive: Path, stream: IO[bytes], limit: int) -> None:
+    def __init__(self, archive: Path, stream: gzip.GzipFile, limit: int) -> None:
         self.archive = archive
         self.stream = stream
         self.left = limit
