@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from timing import report
 
-from eosin.evaluate import Fit, Material
+from eosin.evaluate import Fit, Material, read_embeddings
 from eosin.evaluate.eva import Eva
 from eosin.evaluate.metrics import metric_value
 
@@ -79,20 +79,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--eva", required=True, metavar="PYTHON", help="of an environment with kaiko-eva[vision]")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument(
-        "--steps", type=int, default=12_500, help="most, of both; the patience follows eva's rule"
-    )
+    parser.add_argument("--steps", type=int, default=12_500, help="most, of both; the patience follows eva's rule")
     parser.add_argument("--images", type=int, default=5120)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--embeddings", nargs="*", type=Path, default=[], help="of eosin embed, with labels and splits")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     protocol = Eva(steps=arguments.steps)
-    for number, name in enumerate(arguments.sets):
-        data = draw(*SETS[name], arguments.images, arguments.width, number)
+    sets = {
+        name: draw(*SETS[name], arguments.images, arguments.width, number) for number, name in enumerate(arguments.sets)
+    }
+    for path in arguments.embeddings:
+        found = read_embeddings(path)
+        sets[path.stem] = {name: getattr(found, name) for name in ("features", "labels", "train", "val", "test")}
+    for name, data in sets.items():
+        shape = " x ".join(map(str, data["features"].shape))
         mine, seconds = ours(data, protocol, arguments.runs)
         peer, peer_seconds = theirs(arguments.eva, data, protocol, arguments.runs)
-        n = f"{name}, {arguments.images} x {arguments.width}, {arguments.runs} runs, at most {arguments.steps} steps"
+        n = f"{name}, {shape}, {arguments.runs} runs, at most {arguments.steps} steps"
         scores = f"ours {mean(mine):.4f} sd {stdev(mine):.4f}, peer {mean(peer):.4f} sd {stdev(peer):.4f}"
         gap = abs(mean(mine) - mean(peer))
         print(json.dumps({"claim": "balanced accuracy agrees", "difference": round(gap, 5), "n": f"{n}; {scores}"}))
