@@ -423,6 +423,33 @@ def test_ctrl_c_is_for_the_main_process_to_handle(folder: Folder, tmp_path: Path
     assert process.returncode == 0
 
 
+def test_workers_end_with_a_main_process_that_is_killed(folder: Folder, tmp_path: Path) -> None:
+    """Also those of the fork server, which a program with threads gets: nothing else would ever end them."""
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder(40))], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    session = {int(path.name) for path in Path("/proc").glob("[0-9]*") if _session(path) == process.pid}
+    assert len(session) >= 3
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 60
+    while left := [number for number in session if _session(Path("/proc", str(number))) == process.pid]:
+        assert time.monotonic() < end, f"{left} outlive the main process"
+        time.sleep(0.1)
+
+
+def _session(process: Path) -> int | None:
+    try:
+        state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+    except OSError:
+        return None
+    return None if state == "Z" else int(session)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_views_are_made_of_each_batch_with_its_step_positions_and_resolutions(readers, tmp_path, workers):
     sides = [40, 80, 20, 160, 40, 40]

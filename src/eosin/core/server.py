@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
-__all__ = ["start_server"]
+__all__ = ["end_with_parent", "start_server"]
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
@@ -28,6 +30,24 @@ def start_server(preload: str) -> ForkServerContext:
     with _one_thread():
         forkserver.ensure_running()
     return context
+
+
+def end_with_parent() -> None:
+    """Make a process leave Ctrl-C to the one that started it, and end with it, however that one ends.
+
+    A process of the server has the server for its parent, which lives as long as any of its own: killed with -9, the
+    one that asked for them would leave all of them behind.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

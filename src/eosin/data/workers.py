@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from eosin.core.errors import EosinError
+from eosin.core.server import end_with_parent
 
 __all__ = ["Reader", "default_workers", "read_ahead", "script_left_out"]
 
@@ -192,7 +193,7 @@ def _as_it_is(item: Any) -> Any:
 
 def _prepare_worker(_: int) -> None:
     # Ctrl-C reaches the whole process group: the main process alone decides and speaks.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ import functools
 import itertools
 import os
 import pickle
-import signal
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ import torch
 
 from eosin.core.console import warn
 from eosin.core.errors import EosinError
-from eosin.core.server import start_server
+from eosin.core.server import end_with_parent, start_server
 from eosin.data.workers import script_left_out
 from eosin.encoders import load_encoder
 from eosin.evaluate.embed_pass import Pass, compute_parts
@@ -103,7 +102,7 @@ def check_devices(devices: Sequence[str]) -> tuple[str, ...]:
 
 def _serve(connection: Connection, order: Order, device: str) -> None:
     """Compute the parts that are asked for, until there are no more or nobody listens."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
 
     def more() -> Iterator[int]:
         while True:

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
 from eosin.core.errors import EosinError
-from eosin.core.server import start_server
+from eosin.core.server import end_with_parent, start_server
 
 __all__ = ["PATIENCE", "LocalPool", "Pool", "ProcessDied", "RayPool"]
 
@@ -65,19 +63,6 @@ def _limited(patience: int, task: Task, *arguments: Any) -> Any:
         signal.alarm(0)
 
 
-def _prepare() -> None:
-    """Make a process leave Ctrl-C to the one that started it, and end with it, however that one ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def watch() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
-
-
 class LocalPool:
     """Processes on this machine.
 
@@ -103,7 +88,7 @@ class LocalPool:
 
     def _start(self) -> ProcessPoolExecutor:
         context = start_server("eosin.tiling.preload")
-        return ProcessPoolExecutor(self.size, mp_context=context, initializer=_prepare)
+        return ProcessPoolExecutor(self.size, mp_context=context, initializer=end_with_parent)
 
     def submit(self, tag: Any, task: Task, *arguments: Any) -> None:
         """Start a task, or let it wait for a free process."""
