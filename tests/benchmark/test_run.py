@@ -311,3 +311,14 @@ def test_umap_is_a_third_layout_where_it_is_installed(configure, monkeypatch):
     assert umap_layout(features) is None
     record = run_benchmark(configure(encoders=("color=color:stats",)))[0]
     assert "umap_x" not in pq.read_table(configure().out / record["map"]).column_names
+
+
+@pytest.mark.parametrize("name", ["comparisons.jsonl", "leaderboard.jsonl", "ranks.jsonl"])
+@pytest.mark.parametrize("damage", ['{"cells": ["a"]}\n{}\n', "{\n{}\n"])
+def test_a_damaged_file_that_is_made_from_others_is_made_again(configure, name, damage):
+    config = configure()
+    run_benchmark(config)
+    whole = (config.out / name).read_bytes()
+    (config.out / name).write_text(damage)
+    run_benchmark(config)
+    assert (config.out / name).read_bytes() == whole

@@ -35,7 +35,7 @@ def leaderboard(out: Path, records: Sequence[Record]) -> list[Standing]:
     Returns:
         One line per encoder, task, protocol and fraction.
     """
-    known = {tuple(line["cells"]): line for line in read_leaderboard(out)}
+    known = {tuple(line["cells"]): line for line in _earlier_lines(out)}
     lines = []
     for cell, group in _by_cell(records).items():
         group.sort(key=lambda record: record["seed"])
@@ -45,6 +45,14 @@ def leaderboard(out: Path, records: Sequence[Record]) -> list[Standing]:
         else:
             lines.append(pool(out, group))
     return lines
+
+
+def _earlier_lines(out: Path) -> list[Standing]:
+    """Lines of an earlier call; those that are damaged are made again."""
+    try:
+        return [line for line in read_leaderboard(out) if line.keys() >= Standing.__annotations__.keys()]
+    except EosinError:
+        return []
 
 
 def _by_cell(records: Sequence[Record]) -> dict[Cell, list[Record]]:
@@ -149,7 +157,7 @@ def compare(out: Path, records: Sequence[Record], metric: str, known: Sequence[C
     Returns:
         Comparisons of the encoders with at least one seed in common and the same split in it.
     """
-    stored = {(c["metric"], *c["cells"]): c for c in known}
+    stored = {(c["metric"], *c["cells"]): c for c in known if c.keys() >= Comparison.__annotations__.keys()}
     cells = _by_cell(records)
     found: list[Comparison] = []
     for family in _families(cells).values():

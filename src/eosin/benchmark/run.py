@@ -19,6 +19,7 @@ from eosin.benchmark.record import (
     LEADERBOARD,
     RANKS,
     RESULTS,
+    Comparison,
     Failure,
     Identity,
     Record,
@@ -323,10 +324,17 @@ class _Run:
         records = self._sorted()
         standings = leaderboard(self.out, records)
         write_json_lines(self.out / LEADERBOARD, standings)
-        write_json_lines(self.out / COMPARISONS, compare(self.out, records, COMPARED, read_comparisons(self.out)))
+        write_json_lines(self.out / COMPARISONS, compare(self.out, records, COMPARED, self._earlier_comparisons()))
         write_json_lines(self.out / RANKS, rank_encoders(records, COMPARED))
         planned = set(self.planned)
         return [record for record in records if identity(record) in planned]
+
+    def _earlier_comparisons(self) -> list[Comparison]:
+        try:
+            return read_comparisons(self.out)
+        except EosinError:
+            # It is made from the predictions, and can be again.
+            return []
 
     def complain(self, records: Sequence[Record]) -> None:
         """Raise if cells failed, with the results there are printed first."""

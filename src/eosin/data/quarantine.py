@@ -12,6 +12,9 @@ from eosin.core.files import storage_errors
 __all__ = ["Quarantine"]
 
 
+_LIMIT = 0.01
+
+
 class Quarantine:
     """The unreadable tiles of a run.
 
@@ -20,14 +23,15 @@ class Quarantine:
     Args:
         path: The JSON-lines file (`name`, `reason`), or None to keep the list in memory only. It is created with the
             first entry.
-        limit: The share of a source's tiles that may be unreadable.
+        limit: The share of a source's tiles that may be unreadable; 0.01 where the user has no say in it.
     """
 
-    def __init__(self, path: Path | None, limit: float = 0.01) -> None:
-        if not 0 <= limit <= 1:
+    def __init__(self, path: Path | None, limit: float | None = None) -> None:
+        if limit is not None and not 0 <= limit <= 1:
             raise EosinError(f"quarantine_limit {limit}: give a share between 0 and 1, such as 0.01")
         self.path = path
-        self.limit = limit
+        self.limit = _LIMIT if limit is None else limit
+        self._more = "" if limit is None else ", or raise quarantine_limit"
         self._reasons: dict[str, str] = {}
         self._offset = 0
         if path is not None and path.exists():
@@ -73,8 +77,8 @@ class Quarantine:
             listed = "" if self.path is None else f", all listed in {self.path}"
             raise EosinError(
                 f"{len(found):,} of {total:,} tiles are unreadable, more than the limit of {self.limit:.4g} "
-                f"(first '{found[0]}': {self._reasons[found[0]]}{listed}); repair or remove them, "
-                "or raise quarantine_limit"
+                f"(first '{found[0]}': {self._reasons[found[0]]}{listed}); repair or remove them"
+                f"{self._more}"
             )
 
     def summary(self, *, met: bool = False) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from eosin.core.draws import stream_seed
 from eosin.core.errors import EosinError
-from eosin.evaluate.heads import AdamW, with_ones
+from eosin.evaluate.heads import AdamW
 from eosin.evaluate.protocol import PROTOCOLS, Answer, Fit, Material, Prediction, Protocol
 
 __all__ = ["Eva"]
@@ -133,7 +133,8 @@ class Eva(Protocol):
                 alike.setdefault(len(fit.train), []).append(place)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if alike:
-            features = with_ones(torch.as_tensor(material.features)).to(device)
+            ones = np.ones((len(material.features), 1), dtype=np.float32)
+            features = torch.as_tensor(np.concatenate([material.features, ones], axis=1), device=device)
         for places in alike.values():
             for fitted in self._train(features, {place: fits[place] for place in places}, len(material.classes)):
                 result = self._predict(material.features, fits[fitted.place], fitted, len(material.classes))
