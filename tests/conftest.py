@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,18 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No deadline: the machines that run the suite are busy, and times are not what is tested.
-settings.register_profile("eosin", deadline=None, max_examples=50)
+settings.register_profile("eosin", deadline=None, max_examples=int(os.environ.get("EOSIN_EXAMPLES", "25")))
 settings.load_profile("eosin")
+
+
+_SERVED = ["eosin.data.loader", "eosin.evaluate.embed_workers", "eosin.tiling.preload"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fork_server() -> None:
+    """One server with all that any test's processes import: the first to start one would else decide for all."""
+    multiprocessing.set_forkserver_preload(_SERVED)
+    forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")

@@ -135,7 +135,7 @@ def test_a_recipes_fields_are_listed_with_values_and_meanings(capsys):
         (["report", "absent"], "absent"),
         (["report"], "Missing from eosin report"),
         (["report", "absent", "more"], "Unrecognized options: more"),
-        (["report", "--out", "x"], "unknown option '--out'; see `eosin report --help`"),
+        (["doctor", "--out", "x"], "unknown option '--out'; see `eosin doctor --help`"),
         (["pretrain", "mocov2-small", "--on-collapse", "die", "--out", "y"], "invalid choice 'die'"),
         (["pretrain", "mocov2-small", "--data", "", "--out", "y"], "the value of --data is empty"),
         (["pretrain", "mocov2-small", "--data", "x", "--out="], "the value of --out is empty"),
