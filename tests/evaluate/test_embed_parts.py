@@ -282,6 +282,7 @@ def test_a_killed_process_costs_its_part_and_no_more_than_two_are(folder, tmp_pa
     assert "was killed (signal 9)" in capsys.readouterr().err
 
 
+@pytest.mark.timeout(900)  # A cluster of its own starts, beside another test's on as few cores.
 def test_ray_tasks_share_the_parts(folder, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     whole = run(folder, None, device="cpu")
