@@ -284,5 +284,5 @@ def _fingerprint(card: ModelCard, tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(card.plain(), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
