@@ -241,7 +241,7 @@ def _cut(kept: Sequence[Found], split: np.ndarray, side: Split, share: float) ->
     # Two copies of one image stay together where patients are not known.
     units = [kept[row].group or kept[row].content.hex() for row in rows]
     held = hold_out(units, [kept[row].content for row in rows], share, side)
-    split[np.asarray(rows)[held]] = side
+    split[np.asarray(rows, dtype=np.int64)[held]] = side
     return [] if held.any() else [f"{side} is empty: one patient or image cannot be divided"]
 
 
