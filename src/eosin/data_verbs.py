@@ -8,18 +8,22 @@ from typing import Annotated, Literal
 import tyro
 
 from eosin.arguments import output, say
+from eosin.core.errors import EosinError, nearest
 
 __all__ = ["data_check", "data_get", "data_list"]
 
 Positional = tyro.conf.Positional
 
 
-def data_list(*, format: Literal["table", "json"] = "table") -> int:
+def data_list(*, format: Literal["table", "json"] = "table", nuclei: bool = False) -> int:
     """List the public sets that are tasks: images, classes, scale, size, licence, who may use them, where they are.
 
     Args:
         format: table, or json with all that is known of each.
+        nuclei: List the sets of labelled nuclei instead.
     """
+    if nuclei:
+        return _list_nuclei(format)
     from eosin.tasks import DATA_SETS
 
     if format == "json":
@@ -42,6 +46,34 @@ def data_list(*, format: Literal["table", "json"] = "table") -> int:
     for about in DATA_SETS.values():
         say(f"{about.name}: {about.home}")
     say("Get one: eosin data get NAME --root DIR. As a task: NAME:DIR.")
+    say("Sets of labelled nuclei: eosin data list --nuclei.")
+    return 0
+
+
+def _list_nuclei(format: str) -> int:
+    from eosin.nuclei.datasets import NUCLEI_SETS
+
+    known = [entry.about for entry in NUCLEI_SETS.values() if entry.about.home]
+    if format == "json":
+        import json
+
+        print(json.dumps([about.plain() for about in known], indent=2, ensure_ascii=False))  # noqa: T201 (data)
+        return 0
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("set", "images", "types", "µm/px", "licence", "who may use it"):
+        table.add_column(column, justify="right" if column in ("images", "types", "µm/px") else "left")
+    for about in known:
+        count = about.images or sum(about.counts.values())
+        images = f"{count:,}" if count else "-"
+        scale = f"{about.mpp:g}" if about.mpp else "-"
+        table.add_row(about.name, images, str(len(about.classes)), scale, about.licence, about.use)
+    output.print(table)
+    say("")
+    for about in known:
+        say(f"{about.name}: {about.home}")
+    say("Get them there; then NAME:DIR is the set, and eosin data check NAME --root DIR looks it over.")
     return 0
 
 
@@ -76,16 +108,23 @@ def data_check(task: Annotated[str, Positional], /, *, root: Path, fast: bool = 
     """Check that a folder holds a public set as it was published; exits with 2 if it does not.
 
     Args:
-        task: A set of `eosin data list`.
+        task: A set of `eosin data list` or `eosin data list --nuclei`; `folder` for your own images and label maps.
         root: The folder of the set.
         fast: Names, counts and tables only: no image is decoded and no checksum computed.
     """
     from eosin.tasks import DATA_SETS
     from eosin.tasks.checking import check_data_set
 
-    about = DATA_SETS[task]
-    checked = check_data_set(about, root, deep=not fast)
-    say(f"{about.title} in {root}")
+    if task in DATA_SETS:
+        title, checked = DATA_SETS[task].title, check_data_set(task, root, deep=not fast)
+    else:
+        from eosin.nuclei.datasets import NUCLEI_SETS
+        from eosin.nuclei.datasets.checking import check_nuclei
+
+        if task not in NUCLEI_SETS:
+            raise EosinError(f"unknown data set '{task}'; {nearest(task, [*DATA_SETS, *NUCLEI_SETS])}")
+        title, checked = NUCLEI_SETS[task].about.title, check_nuclei(task, root, deep=not fast)
+    say(f"{title} in {root}")
     # No table: it would break the paths.
     marks = {True: "ok", False: "no", None: "- "}
     for line in checked:

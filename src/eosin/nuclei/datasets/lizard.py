@@ -32,6 +32,7 @@ LIZARD = About(
     title="Lizard",
     task="colon, nuclei of six types",
     classes=("neutrophil", "epithelial", "lymphocyte", "plasma", "eosinophil", "connective"),
+    images=238,
     mpp=0.5,
     licence="CC BY-NC-SA 4.0",
     use="non-commercial",
@@ -46,7 +47,6 @@ LIZARD = About(
     ),
 )
 
-_IMAGES = 238
 _SPLITS: dict[str, tuple[int, int, int]] = {"1": (1, 2, 3), "2": (2, 3, 1), "3": (3, 1, 2)}
 _COLUMNS = ("Filename", "Source", "Split")
 
@@ -86,8 +86,8 @@ def _open(source: str, options: LizardOptions, spec: str) -> NucleiSet:
         )
         for row, (name, (origin, fold)) in enumerate(rows.items())
     ]
-    if len(found) != _IMAGES and options.check == "strict":
-        raise EosinError(f"{root}: {len(found)} of {_IMAGES} images; to use what is there, write ?check=loose")
+    if len(found) != LIZARD.images and options.check == "strict":
+        raise EosinError(f"{root}: {len(found)} of {LIZARD.images} images; to use what is there, write ?check=loose")
     folds = _SPLITS[options.split]
     names: tuple[Split, ...] = ("train", "val", "test")
     return assemble(
@@ -98,8 +98,10 @@ def _open(source: str, options: LizardOptions, spec: str) -> NucleiSet:
         options,
         classes=LIZARD.classes if options.classes == "6" else (),
         split_source="published folds: train {}, val {}, test {}".format(*folds),
-        notes=() if len(found) == _IMAGES else (f"not the published set: {len(found)} of {_IMAGES} images",),
-        name=f"lizard:{options.split}" + ("" if len(found) == _IMAGES else " (subset)"),
+        notes=()
+        if len(found) == LIZARD.images
+        else (f"not the published set: {len(found)} of {LIZARD.images} images",),
+        name=f"lizard:{options.split}" + ("" if len(found) == LIZARD.images else " (subset)"),
     )
 
 

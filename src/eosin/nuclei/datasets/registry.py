@@ -48,6 +48,8 @@ class About(Config):
     """Names of the types 1 to n as published."""
     counts: dict[str, int] = Field(default_factory=dict)
     """Official part -> number of images; empty where there is no published number."""
+    images: int = 0
+    """Number of images of a set that has no published parts; 0 where it is not known."""
     image_size: tuple[int, int] | None = None
     """Width and height in px, where all images have one size."""
     mpp: float | None = None
