@@ -1,0 +1,162 @@
+"""Label maps in files, in and out.
+
+Written: PNG of 16 bits, TIFF or NPY, of 32 bits where there are more than 65,535 nuclei (PNG then gives way to TIFF).
+Read: those, NPZ and MAT, with the types of nuclei where the file holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from eosin.core.errors import EosinError
+from eosin.core.files import atomic_file
+from eosin.nuclei.datasets.reading import label_map, mat_values, npz_values
+from eosin.nuclei.found import Nuclei
+from eosin.nuclei.labels import Labels, instance_types, relabel_with_ids
+
+__all__ = ["LabelFile", "LabelFormat", "read_label_file", "write_labels", "write_tiled_labels"]
+
+LabelFormat = Literal["png", "tiff", "npy"]
+
+_TILE = 512
+_UINT16 = 65_535
+
+
+@dataclass(frozen=True, eq=False)
+class LabelFile:
+    """What a file of labels holds.
+
+    Attributes:
+        labels: Integer [H, W].
+        types: int64 [n], the type of each nucleus in the order of ids; None where the file has none.
+    """
+
+    labels: Labels
+    types: npt.NDArray[np.int64] | None
+
+
+def write_labels(labels: Labels, path: Path, form: LabelFormat) -> Path:
+    """Write a label map, whole or not at all, its ids as they are.
+
+    Args:
+        labels: Integer [H, W], ids up to 4,294,967,295.
+        path: The file, without a suffix.
+        form: Of the file; `png` becomes `tiff` where ids are above 65,535.
+
+    Returns:
+        The file.
+
+    Raises:
+        EosinError: If it cannot be written.
+    """
+    top = int(labels.max()) if labels.size else 0
+    narrow = labels.astype(np.uint16 if top <= _UINT16 else np.uint32)
+    if form == "png" and top > _UINT16:
+        form = "tiff"
+    file = path.with_name(f"{path.name}.{form}")
+    with atomic_file(file) as opened:
+        if form == "npy":
+            np.save(opened, narrow)
+        elif form == "png":
+            from PIL import Image
+
+            Image.fromarray(narrow).save(opened, "PNG")
+        else:
+            import tifffile
+
+            tifffile.imwrite(opened, narrow, compression="zlib", photometric="minisblack")
+    return file
+
+
+def write_tiled_labels(parts: list[Nuclei], width: int, height: int, path: Path, mpp: float | None = None) -> Path:
+    """Write the label map of a slide tile by tile, in a TIFF of 32 bits, whole or not at all.
+
+    Args:
+        parts: The nuclei; ids are 1 to n in their order.
+        width: Of the map in px.
+        height: Of the map in px.
+        path: The file, without a suffix.
+        mpp: µm/px of the map.
+    """
+    import tifffile
+
+    firsts = np.cumsum([1, *(len(part) for part in parts)])
+    reach = [part.boxes for part in parts]
+
+    def tiles() -> Iterator[npt.NDArray[np.uint32]]:
+        for y in range(0, height, _TILE):
+            near = [
+                at for at, box in enumerate(reach) if len(box) and box[:, 1].min() < y + _TILE and box[:, 3].max() > y
+            ]
+            for x in range(0, width, _TILE):
+                tile = np.zeros((_TILE, _TILE), dtype=np.uint32)
+                for at in near:
+                    parts[at].paint(tile, (x, y), int(firsts[at]))
+                yield tile
+
+    file = path.with_name(f"{path.name}.tiff")
+    scale: dict[str, Any] = (
+        {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+    )
+    with atomic_file(file) as opened:
+        tifffile.imwrite(
+            opened,
+            tiles(),
+            shape=(height, width),
+            dtype=np.uint32,
+            tile=(_TILE, _TILE),
+            compression="zlib",
+            photometric="minisblack",
+            bigtiff=True,
+            **scale,
+        )
+    return file
+
+
+def read_label_file(path: Path) -> LabelFile:
+    """Read a label map, and types where the file has them.
+
+    NPZ and MAT hold `inst_map`, and perhaps `type_map` [H, W] (as NuCLS and CoNSeP), or, MAT, `inst_type` or `class`
+    [n] (as CoNSeP and Lizard); an NPZ of one array holds the labels.
+
+    Args:
+        path: The file.
+
+    Raises:
+        EosinError: If it cannot be read, holds no label map, or types that disagree with the nuclei.
+    """
+    labels = label_map(path, None)
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        arrays = npz_values(path, ())
+    elif suffix == ".mat":
+        arrays = mat_values(path, ("inst_map",))
+    else:
+        return LabelFile(labels, None)
+    if "type_map" in arrays:
+        types = instance_types(labels, arrays["type_map"], f"{path} (type_map)", majority=True)
+        return LabelFile(labels, types)
+    for key, ids_key in (("inst_type", ""), ("class", "id")):
+        if key in arrays:
+            return LabelFile(labels, _listed_types(path, labels, arrays, key, ids_key))
+    return LabelFile(labels, None)
+
+
+def _listed_types(
+    path: Path, labels: Labels, arrays: dict[str, npt.NDArray[Any]], key: str, ids_key: str
+) -> npt.NDArray[np.int64]:
+    """Types by id: entry i is of id i + 1, or of the id that a second list names."""
+    types = arrays[key].ravel().astype(np.int64)
+    ids = arrays[ids_key].ravel().astype(np.int64) if ids_key in arrays else np.arange(1, len(types) + 1)
+    table = dict(zip(ids.tolist(), types.tolist(), strict=False))
+    present = relabel_with_ids(labels).ids.tolist()
+    missing = [number for number in present if number not in table]
+    if missing:
+        raise EosinError(f"{path}: nucleus {missing[0]} has no entry in '{key}' (and {len(missing) - 1} more such)")
+    return np.array([table[number] for number in present], dtype=np.int64)
