@@ -18,6 +18,8 @@ from eosin.encoders.named import NamedEncoder, named_encoders
         ("untrained=random:resnet18?seed={seed}", "untrained", "random:resnet18?seed={seed}"),
         ("runs/lr=0.1/encoder.safetensors", "runs/lr=0.1/encoder.safetensors", "runs/lr=0.1/encoder.safetensors"),
         ("best=runs/lr=0.1", "best", "runs/lr=0.1"),
+        ("ViT-S/16=random:vit_small_patch16_224?seed=0", "ViT-S/16", "random:vit_small_patch16_224?seed=0"),
+        ("ViT-S/16=runs/dino-{seed}", "ViT-S/16", "runs/dino-{seed}"),
     ],
 )
 def test_an_encoder_is_a_spec_with_or_without_a_name(text, name, spec):
@@ -29,6 +31,7 @@ def test_a_path_that_exists_is_a_spec_even_with_an_equals_sign(tmp_path, monkeyp
     assert named_encoders(("lr=0.1?size=64",)) == [NamedEncoder("lr", "0.1?size=64")]
     (tmp_path / "lr=0.1").mkdir()
     assert named_encoders(("lr=0.1?size=64",)) == [NamedEncoder("lr=0.1?size=64", "lr=0.1?size=64")]
+    assert named_encoders(("ViT-S/16=lr=0.1",)) == [NamedEncoder("ViT-S/16", "lr=0.1")]
 
 
 def test_the_seed_is_filled_in_and_other_braces_stay():

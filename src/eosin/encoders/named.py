@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eosin.core.errors import EosinError
+from eosin.encoders.registry import ENCODERS
 
 __all__ = ["NamedEncoder", "named_encoders"]
 
@@ -30,9 +31,11 @@ class NamedEncoder:
 
 
 def named_encoders(texts: tuple[str, ...]) -> list[NamedEncoder]:
-    """Read ``SPEC`` and ``NAME=SPEC``; a name holds none of the characters ``: / ?``, which specs hold.
+    """Read ``SPEC`` and ``NAME=SPEC``; a name holds neither ``:`` nor ``?``, which specs hold.
 
-    A text that names a file or folder that exists, such as the run ``lr=0.1``, is a spec.
+    A text that names a file or folder that exists, such as the run ``lr=0.1``, is a spec. A name with a slash, such as
+    ``ViT-S/16=random:vit_small_patch16_224``, needs a spec with a known scheme or of an existing path behind it: else
+    the whole is taken for a path.
 
     Raises:
         EosinError: If a name or spec is empty, or two encoders have one name.
@@ -40,8 +43,7 @@ def named_encoders(texts: tuple[str, ...]) -> list[NamedEncoder]:
     encoders: dict[str, NamedEncoder] = {}
     for text in texts:
         name, separator, spec = (part.strip() for part in text.partition("="))
-        exists = Path(text.strip().partition("?")[0]).expanduser().exists()
-        if not separator or exists or any(mark in name for mark in ":/?"):
+        if not separator or _exists(text.strip()) or ":" in name or "?" in name or ("/" in name and not _is_spec(spec)):
             name = spec = text.strip()
         if not name or not spec:
             raise EosinError(f"encoder '{text}': write SPEC or NAME=SPEC")
@@ -49,3 +51,11 @@ def named_encoders(texts: tuple[str, ...]) -> list[NamedEncoder]:
             raise EosinError(f"two encoders are named '{name}'; give one another name with NAME=SPEC")
         encoders[name] = NamedEncoder(name, spec)
     return list(encoders.values())
+
+
+def _exists(text: str) -> bool:
+    return Path(text.partition("?")[0]).expanduser().exists()
+
+
+def _is_spec(text: str) -> bool:
+    return text.partition(":")[0] in ENCODERS or _SEED in text or _exists(text)
