@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from eosin.augment import Views
-from eosin.core.collective import average, gather, largest, position_in_run, processes
-from eosin.core.console import console, warn
+from eosin.core.collective import average, position_in_run, processes
+from eosin.core.console import warn
 from eosin.core.draws import Draws, stream_seed
 from eosin.core.errors import EosinError
 from eosin.core.memory import keep_freed_memory
@@ -39,10 +38,11 @@ from eosin.pretrain.probe import OnlineProbe
 from eosin.pretrain.source import open_source, resolutions, tiles_hash, views_hash
 from eosin.pretrain.watch import CollapseWatch, effective_rank, pair_signals
 from eosin.training.batch_norm import synchronize_batch_norm
+from eosin.training.guards import check_weights, memory_errors
 from eosin.training.optimizers import build_optimizer, check_schedule, clip_gradients, set_hyperparameters
-from eosin.training.processes import choose_device, computes_bf16, process_group
-from eosin.training.run import RunDirectory
-from eosin.training.signals import StopSignal
+from eosin.training.processes import agree_on_step, choose_device, computes_bf16, process_group, say
+from eosin.training.run import RunDirectory, run_directory
+from eosin.training.signals import Interrupted, StopSignal
 from eosin.training.throughput import Stopwatch, count_flops, measure_peak
 
 __all__ = ["Interrupted", "pretrain"]
@@ -50,20 +50,7 @@ __all__ = ["Interrupted", "pretrain"]
 _NOT_FINITE = (
     "the last checkpoint is kept. Lower --optimizer.lr, lengthen --optimizer.warmup_samples or use --precision fp32"
 )
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and has saved a checkpoint.
-
-    Attributes:
-        signal: SIGINT or SIGTERM.
-        step: Steps taken.
-    """
-
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped at step {step}")
-        self.signal = signal.Signals(number)
-        self.step = step
+_LESS_MEMORY = "use a smaller --batch_size or more --accumulate, or a smaller queue, head or network"
 
 
 def pretrain(config: PretrainConfig, out: Path, *, command: str = "") -> Path:
@@ -91,35 +78,11 @@ def pretrain(config: PretrainConfig, out: Path, *, command: str = "") -> Path:
         if config.precision == "bf16" and not computes_bf16(device):
             warn(f"{device} has no bfloat16 in hardware: --precision fp32 would be many times faster")
         check_schedule(config.optimizer, config.samples)
-        with _memory_errors(device):
+        with memory_errors(device, _LESS_MEMORY):
             trainer = _Trainer(config, tiles, device, chosen)
-            with _run_directory(config, out, command) as run:
+            settings = {"free": FREE_FIELDS, "command": command, "keep": config.checkpoint.keep, "log": config.log}
+            with run_directory(out, config, **settings) as run:
                 return trainer.train(out, run)
-
-
-@contextlib.contextmanager
-def _memory_errors(device: torch.device) -> Iterator[None]:
-    """Tell in one line that the run needs more memory than there is."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        # On a CPU, PyTorch gives this no class of its own.
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise EosinError(
-            f"not enough memory on {device}; use a smaller --batch_size or more --accumulate, or a smaller queue, head "
-            "or network"
-        ) from error
-
-
-def _run_directory(
-    config: PretrainConfig, out: Path, command: str
-) -> contextlib.AbstractContextManager[RunDirectory | None]:
-    """Return the run directory, which the first process alone writes."""
-    if position_in_run() > 0:
-        return contextlib.nullcontext()
-    keep = config.checkpoint.keep
-    return RunDirectory(out, config, free=FREE_FIELDS, command=command, keep=keep, log=config.log)
 
 
 class _Trainer:
@@ -161,7 +124,7 @@ class _Trainer:
     def train(self, out: Path, run: RunDirectory | None) -> Path:
         result = out / "encoder.safetensors"
         if result.exists():
-            _say(f"{out} is finished already: {result}")
+            say(f"{out} is finished already: {result}")
             return result
         self._resume(out, run)
         self._describe(out)
@@ -173,7 +136,7 @@ class _Trainer:
             save_encoder(self.method.encoder, result)
             # Read anew: the other processes have listed theirs in the file.
             quarantine = Quarantine(out / "quarantine.jsonl", self.config.data.quarantine_limit)
-            _say(f"{quarantine.summary()}; encoder: {result}")
+            say(f"{quarantine.summary()}; encoder: {result}")
         return result
 
     def _resume(self, out: Path, run: RunDirectory | None) -> None:
@@ -197,22 +160,20 @@ class _Trainer:
             self.watch.load_state_dict(state["watch"])
             self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
             self.logged = state["logged"]
-            _say(f"resuming {out} at step {self.step} of {self.config.steps}")
-        steps = gather(torch.tensor([self.step], device=self.device))
-        if (steps != self.step).any():
-            raise EosinError(f"{out}: the processes find different checkpoints; give a directory that all hosts share")
+            say(f"resuming {out} at step {self.step} of {self.config.steps}")
+        agree_on_step(self.step, self.device, out)
         if run is not None:
             run.rewind(self.step)
 
     def _describe(self, out: Path) -> None:
         config = self.config
-        _say(self.tiles.describe())
+        say(self.tiles.describe())
         if self.chosen:
             values = ", ".join(f"{name} {value}" for name, value in self.chosen.items())
-            _say(f"auto for {len(self.tiles)} tiles, batch {config.batch_size}, {config.steps} steps: {values}")
+            say(f"auto for {len(self.tiles)} tiles, batch {config.batch_size}, {config.steps} steps: {values}")
         passes = config.samples / len(self.tiles)
         lr = config.optimizer.scaled(config.optimizer.lr, config.batch_size)
-        _say(
+        say(
             f"{config.method.name} {config.encoder.architecture}: {len(self.tiles)} tiles, {config.samples} samples = "
             f"{passes:.1f} passes = {config.steps} steps of {config.batch_size}; "
             f"{config.precision} on {self.device}, lr {lr:g} → {out}"
@@ -230,7 +191,7 @@ class _Trainer:
             device=self.device,
         )
         if placement.reason and self.step < config.steps:
-            _say(placement.describe())
+            say(placement.describe())
         while self.step < config.steps:
             loader = TrainingLoader(
                 self.tiles,
@@ -249,7 +210,7 @@ class _Trainer:
             self._segment(loader, placement, run, progress, task)
             settled = placement.turn()
             if settled:
-                _say(settled)
+                say(settled)
 
     def _segment(
         self,
@@ -279,21 +240,12 @@ class _Trainer:
             if self.step % config.log.every_steps == 0 or last or self.step % look_every == 0:
                 self._report(run, progress, task, look=self.step % look_every == 0 or last)
             progress.update(task, completed=self.step)
-            stop = self._agreed_stop()
+            stop = self.stop.agreed(self.step, config.log.every_steps, self.device)
             if run is not None and (self.step % save_every == 0 or last or stop):
                 self._save(run)
             if stop:
                 raise Interrupted(stop, self.step)
             before = time.perf_counter()
-
-    def _agreed_stop(self) -> int:
-        """Return the signal on which all processes stop after this step, 0 to go on.
-
-        Several processes ask each other with every log line only: the answer makes the host wait for a GPU.
-        """
-        if processes() > 1 and self.step % self.config.log.every_steps:
-            return 0
-        return largest(self.stop.number, self.device)
 
     # One step ----------------------------------------------------------------------------------------------------
 
@@ -376,12 +328,6 @@ class _Trainer:
         if not torch.isfinite(self.sums["loss"]):
             raise EosinError(f"the loss is not finite at step {step}; {_NOT_FINITE}")
 
-    def _check_weights(self) -> None:
-        """Refuse to judge or keep what a gradient that is not finite has left; its own loss can still be finite."""
-        weights = [value for value in self.method.state_dict().values() if isinstance(value, Tensor)]
-        if not torch.stack([torch.isfinite(value).all() for value in weights]).all():
-            raise EosinError(f"the weights are not finite after step {self.step}; {_NOT_FINITE}")
-
     # The log -----------------------------------------------------------------------------------------------------
 
     def _report(self, run: RunDirectory | None, progress: Progress, task: TaskID, *, look: bool) -> None:
@@ -414,7 +360,7 @@ class _Trainer:
 
     def _look(self, record: dict[str, Any]) -> None:
         """Add what the probe finds, and keep the encoder that it finds best."""
-        self._check_weights()
+        check_weights(self.method.state_dict(), self.step, _NOT_FINITE)
         record["watch/projection_rank"] = float(effective_rank(self.projections))
         record |= self.probe.look(self.method.encoder, self.device, mixed=self.config.precision == "bf16")
         assert self.best is not None
@@ -432,7 +378,7 @@ class _Trainer:
     def _save(self, run: RunDirectory) -> None:
         if self.sums:
             self._check_finite(self.step)
-        self._check_weights()
+        check_weights(self.method.state_dict(), self.step, _NOT_FINITE)
         run.checkpoints.save(
             self.step,
             {
@@ -450,9 +396,3 @@ class _Trainer:
 def _view_bytes(config: PretrainConfig) -> int:
     """Bytes of all views of a step."""
     return config.batch_size * sum(12 * view.count * view.size**2 for view in config.augment.views.values())
-
-
-def _say(message: str) -> None:
-    """Print a line, once for all processes."""
-    if position_in_run() == 0:
-        console.print(message, markup=False)

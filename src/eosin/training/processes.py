@@ -7,13 +7,16 @@ import datetime
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from eosin.core.collective import gather, position_in_run
+from eosin.core.console import console
 from eosin.core.errors import EosinError
 
-__all__ = ["adopt_slurm", "choose_device", "computes_bf16", "process_group"]
+__all__ = ["adopt_slurm", "agree_on_step", "choose_device", "computes_bf16", "process_group", "say"]
 
 PATIENCE = datetime.timedelta(minutes=30)
 """How long a process waits for the others: one may read or compile for minutes while they wait."""
@@ -121,3 +124,24 @@ def process_group(device: torch.device) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def say(message: str) -> None:
+    """Print a line, once for all processes."""
+    if position_in_run() == 0:
+        console.print(message, markup=False)
+
+
+def agree_on_step(step: int, device: torch.device, out: Path) -> None:
+    """Make sure that all processes go on from the same checkpoint.
+
+    Args:
+        step: That of this process.
+        device: Where the processes exchange tensors.
+        out: The run directory.
+
+    Raises:
+        EosinError: If they found different ones.
+    """
+    if (gather(torch.tensor([step], device=device)) != step).any():
+        raise EosinError(f"{out}: the processes find different checkpoints; give a directory that all hosts share")

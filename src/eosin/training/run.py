@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 import yaml
 
+from eosin.core.collective import position_in_run
 from eosin.core.config import Config, differing_fields, flatten, read_yaml
 from eosin.core.console import warn
 from eosin.core.errors import EosinError
@@ -30,7 +32,7 @@ from eosin.core.files import (
 from eosin.training.checkpoints import Checkpoints
 from eosin.training.sinks import LogConfig, Sink, check_sinks, open_sinks
 
-__all__ = ["RunDirectory", "environment", "utc_now"]
+__all__ = ["RunDirectory", "environment", "run_directory", "utc_now"]
 
 _SHOWN = 4
 _LIBRARIES = ("eosin", "torch", "torchvision", "timm", "numpy", "pillow", "pyarrow", "scikit-learn", "safetensors")
@@ -73,19 +75,29 @@ class RunDirectory:
         command: The command line, for the record.
         keep: Checkpoints to keep.
         log: Where records go besides `metrics.jsonl`.
+        result: Name of the file that a finished run has.
 
     Raises:
         EosinError: If the directory is in use, is not a run, not writable, or holds a run of another configuration.
     """
 
     def __init__(
-        self, path: Path, config: Config, *, free: Collection[str], command: str, keep: int, log: LogConfig
+        self,
+        path: Path,
+        config: Config,
+        *,
+        free: Collection[str],
+        command: str,
+        keep: int,
+        log: LogConfig,
+        result: str = "encoder.safetensors",
     ) -> None:
         check_sinks(log)
         self.path = writable_directory(path)
         self.config = config
         self.free = free
         self.command = command
+        self.result = path / result
         self.checkpoints = Checkpoints(path / "checkpoints", keep)
         self.metrics_path = path / "metrics.jsonl"
         self._lock = DirectoryLock(path)
@@ -149,7 +161,7 @@ class RunDirectory:
     @property
     def finished(self) -> bool:
         """Whether the run has come to its end."""
-        return (self.path / "encoder.safetensors").exists()
+        return self.result.exists()
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record, which has a `step`, to `metrics.jsonl` and to the sinks."""
@@ -173,6 +185,11 @@ class RunDirectory:
             with atomic_file(self.metrics_path, "w") as file:
                 for record in kept:
                     file.write(json.dumps(record, ensure_ascii=False, separators=(", ", ": ")) + "\n")
+
+
+def run_directory(path: Path, config: Config, **arguments: Any) -> AbstractContextManager[RunDirectory | None]:
+    """Return the run directory, which the first process alone writes; arguments as of `RunDirectory`."""
+    return RunDirectory(path, config, **arguments) if position_in_run() == 0 else nullcontext()
 
 
 def _shortened(differences: list[str]) -> str:

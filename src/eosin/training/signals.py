@@ -7,7 +7,25 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["StopSignal"]
+import torch
+
+from eosin.core.collective import largest, processes
+
+__all__ = ["Interrupted", "StopSignal"]
+
+
+class Interrupted(Exception):
+    """A run was asked to stop and has saved a checkpoint.
+
+    Attributes:
+        signal: SIGINT or SIGTERM.
+        step: Steps taken.
+    """
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped at step {step}")
+        self.signal = signal.Signals(number)
+        self.step = step
 
 
 class StopSignal:
@@ -33,6 +51,20 @@ class StopSignal:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def agreed(self, step: int, every: int, device: torch.device) -> int:
+        """Return the signal on which all processes stop after this step, 0 to go on.
+
+        Several processes ask each other with every log line only: the answer makes the host wait for a GPU.
+
+        Args:
+            step: Steps taken.
+            every: Steps between log lines.
+            device: Where the processes exchange tensors.
+        """
+        if processes() > 1 and step % every:
+            return 0
+        return largest(self.number, device)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.number and number == signal.SIGINT:
