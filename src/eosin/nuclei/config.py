@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, PositiveFloat, model_validator
 
 from eosin.core.config import Config
+from eosin.nuclei.augment import NucleiAugment
 from eosin.nuclei.losses import LossConfig
 from eosin.training.sinks import LogConfig
 
@@ -31,7 +32,7 @@ Freeze = Literal["full", "reference"]
 PhaseName = Literal["decoder", "whole"]
 
 GEOMETRIES: dict[Geometry, tuple[int, int]] = {"original": (270, 80), "fast": (256, 164)}
-"""Sides in pixels of the input window and of the output, which lies in its middle."""
+"""Published sides in pixels of the input window and of the output, which lies in its middle."""
 
 FREE_FIELDS = (
     "summary",
@@ -52,9 +53,6 @@ class NucleiDataConfig(Config):
     """A set such as folder:DIR or consep:DIR; set by --data."""
     fraction: float = Field(1.0, gt=0.0, le=1.0)
     """Share of the training images that is used; smaller shares are part of larger ones."""
-    val_share: float = Field(0.15, ge=0.0, lt=1.0)
-    """Share of the training images' patients or slides held out for validation where the set has no validation
-    images; 0 validates nothing and keeps the last weights."""
     workers: int | None = Field(None, ge=0)
     """Threads that cut windows and make targets ahead of the network; null chooses by the number of cores."""
 
@@ -66,12 +64,29 @@ class NetworkConfig(Config):
     """An encoder's spec, or preact_resnet50: the untrained network of the HoVer-Net paper."""
     geometry: Geometry = "fast"
     """original takes windows of 270 px and puts out 80, with convolutions of 5 px; fast 256 and 164, with 3 px."""
+    window: int | None = Field(None, ge=1)
+    """Side of the input in pixels, in place of the published one: fast takes multiples of 8 and puts out 92 px less,
+    original 6 more than a multiple of 8 and puts out 190 px less."""
     width: float = Field(1.0, gt=0.0, le=4.0)
     """Factor on the channels of the decoders."""
     types: bool = True
     """Learn the types of nuclei where the set has them."""
     pixels: bool = True
     """Add a convolution of the image itself to the finest map of encoders whose own maps are coarser than 2 px."""
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Sides in pixels of the input window and of the output."""
+        window, output = GEOMETRIES[self.geometry]
+        return (window, output) if self.window is None else (self.window, self.window - window + output)
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> Self:
+        rest, least = (6, 198) if self.geometry == "original" else (0, 104)
+        if self.window is not None and (self.window % 8 != rest or self.window < least):
+            near = max(least, round((self.window - rest) / 8) * 8 + rest)
+            raise ValueError(f"window {self.window}: geometry {self.geometry} does not take it; use {near}")
+        return self
 
 
 class PhaseConfig(Config):
@@ -87,7 +102,7 @@ class PhaseConfig(Config):
     lr: PositiveFloat = 1e-4
     """Learning rate of Adam."""
     encoder_lr: PositiveFloat = 1.0
-    """Learning rate of the encoder relative to `lr`, where it is trained."""
+    """Learning rate of the encoder as a multiple of `lr`, where it is trained."""
     drop_epochs: PositiveFloat = 25.0
     """Epochs after which the learning rate is multiplied by `drop`, again and again; with `samples`, of the same share
     of the phase: drop_epochs / epochs."""
@@ -114,7 +129,8 @@ class ValidationConfig(Config):
     images: int | None = Field(None, ge=1)
     """Most validation images at a look; null takes all."""
     patience: int = Field(0, ge=0)
-    """Looks without a better PQ after which a phase ends; 0 never ends it early."""
+    """Looks without a better PQ after which a phase ends; 0 never ends it early. The whole phase begins with the best
+    weights of the decoder phase, and the best of all are the result."""
 
 
 class PostprocessConfig(Config):
@@ -148,6 +164,7 @@ class NucleiConfig(Config):
     """cpu, cuda, cuda:N; null takes the best one present."""
     data: NucleiDataConfig = NucleiDataConfig()
     network: NetworkConfig = NetworkConfig()
+    augment: NucleiAugment = NucleiAugment()
     loss: LossConfig = LossConfig()
     phases: tuple[PhaseName, ...] = ("decoder", "whole")
     """What is trained, one after the other: decoder leaves the encoder frozen, whole trains all."""

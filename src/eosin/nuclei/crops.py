@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -117,8 +118,8 @@ class Places:
 class Crops:
     """Augmented windows of images.
 
-    Images are read when they are first needed, and kept as long as there is memory for them. It can be sent to other
-    processes; what was read stays here.
+    Images are read when they are first needed, and kept as long as there is memory for them. Several threads may make
+    batches at once. It can be sent to other processes; what was read stays here.
 
     Args:
         images: Images to train on.
@@ -148,23 +149,29 @@ class Crops:
         self.places = Places([image.shape for image in images], self.inner, seed=seed, visits=visits)
         self.augment = None if augment is None else Augmentation(augment)
         self.window = size if augment is None else augment.window(size)
-        self._room = kept_bytes
+        self._budget = self._room = kept_bytes
         self._kept: dict[int, NucleiSample] = {}
+        self._lock = Lock()
 
     def __len__(self) -> int:
         """Return the number of samples of a pass."""
         return len(self.places)
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_kept": {}}
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"} | {"_kept": {}}
 
-    def batch(self, step: int, positions: npt.ArrayLike, samples: npt.ArrayLike) -> WindowBatch:
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__ |= state
+        self._room, self._lock = self._budget, Lock()
+
+    def batch(self, step: int, positions: npt.ArrayLike, samples: npt.ArrayLike, *, color: bool = True) -> WindowBatch:
         """Make a batch.
 
         Args:
             step: The training step, for the augmentation's draws.
             positions: int [B], each window's position in the global batch, for these draws.
             samples: int [B], the number of each sample since the start of the run, for image and place.
+            color: Whether colors are changed here; if not, `augment.color` is left to the caller's device.
 
         Returns:
             Windows of `size` px.
@@ -189,7 +196,8 @@ class Crops:
             types=named if len(named) == len(types) else None,
         )
         if self.augment is not None:
-            return self.augment(batch, Draws(self.seed, step, np.asarray(positions)), self.size)
+            change = self.augment if color else self.augment.move
+            return change(batch, Draws(self.seed, step, np.asarray(positions)), self.size)
         batch["instances"], batch["types"] = relabel_windows(batch["instances"], batch["types"])
         return batch
 
@@ -202,7 +210,8 @@ class Crops:
                 f"{self.images[number].name}: the image has changed since it was found; open the set again"
             )
         size = sample.image.nbytes + sample.instances.nbytes
-        if size <= self._room:
-            self._room -= size
-            self._kept[number] = sample
+        with self._lock:
+            if size <= self._room and number not in self._kept:
+                self._room -= size
+                self._kept[number] = sample
         return sample

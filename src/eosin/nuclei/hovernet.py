@@ -43,15 +43,20 @@ class HoverNet(nn.Module):
         geometry: Of the decoders; the trunk must be built for it.
         classes: Types of nuclei, background not counted; 0 learns no types.
         width: Factor on the decoders' channels.
+        window: Side of the input in pixels, see `NetworkConfig.window`; the published one by default.
 
     Attributes:
         window: Side of the input in pixels.
         output: Side of the output in pixels.
     """
 
-    def __init__(self, trunk: Trunk, geometry: Geometry, classes: int, width: float = 1.0) -> None:
+    def __init__(
+        self, trunk: Trunk, geometry: Geometry, classes: int, width: float = 1.0, window: int | None = None
+    ) -> None:
         super().__init__()
-        self.window, self.output = GEOMETRIES[geometry]
+        published, output = GEOMETRIES[geometry]
+        self.window = window or published
+        self.output = self.window - published + output
         self.trunk = trunk
         kernel = 5 if geometry == "original" else 3
         levels = [scaled(channels, width) for channels in (256, 512, 1024)]
@@ -89,8 +94,7 @@ class HoverNet(nn.Module):
         maps = self.trunk(self.trunk.normalize(images).contiguous(memory_format=torch.channels_last))
         deep = self.bottom(maps[3])
         skips = [lateral(level) for lateral, level in zip(self.laterals, maps[:3], strict=True)]
-        side = images.shape[-1]
-        return {name: _middle(decoder(skips, deep), min(side, self.output)) for name, decoder in self.decoders.items()}
+        return {name: decoder(skips, deep) for name, decoder in self.decoders.items()}
 
 
 class _Decoder(nn.Module):

@@ -20,14 +20,14 @@ from eosin.core.draws import stream_seed
 from eosin.core.errors import EosinError
 from eosin.core.files import atomic_file
 from eosin.encoders.base import Card
-from eosin.nuclei.config import GEOMETRIES, NetworkConfig, PostprocessConfig
+from eosin.nuclei.config import NetworkConfig, PostprocessConfig
 from eosin.nuclei.hovernet import HoverNet, scaled
 from eosin.nuclei.trunks import REFERENCE, PreactResNet50, ResNetTrunk, Trunk
 
 if TYPE_CHECKING:
     from eosin.encoders import Encoder
 
-__all__ = ["MODEL_FILE", "Maps", "ModelCard", "NucleiModel", "build_network", "save_model", "window_maps"]
+__all__ = ["MODEL_FILE", "Maps", "ModelCard", "NucleiModel", "build_network", "save_model", "window_maps", "with_scale"]
 
 MODEL_FILE = "model.safetensors"
 _CARD_KEY = "eosin_nuclei"
@@ -85,7 +85,7 @@ def build_network(
     # The meta device has no generator to keep.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "nuclei network") % 2**63)
-        return HoverNet(_trunk(config, encoder, where), config.geometry, classes, config.width)
+        return HoverNet(_trunk(config, encoder, where), config.geometry, classes, config.width, config.window)
 
 
 def _trunk(config: NetworkConfig, encoder: Encoder | None, where: str) -> Trunk:
@@ -98,7 +98,7 @@ def _trunk(config: NetworkConfig, encoder: Encoder | None, where: str) -> Trunk:
     from eosin.nuclei.pyramid import PyramidTrunk
 
     fine, middle, coarse = (scaled(channels, config.width) for channels in (256, 512, 1024))
-    return PyramidTrunk(encoder, config.geometry, (fine, middle, coarse, coarse), config.pixels)
+    return PyramidTrunk(encoder, config.geometry, config.sides[0], (fine, middle, coarse, coarse), config.pixels)
 
 
 def window_maps(network: HoverNet, images: Tensor, precision: Literal["bf16", "fp32"]) -> Maps:
@@ -112,7 +112,7 @@ def window_maps(network: HoverNet, images: Tensor, precision: Literal["bf16", "f
     network.eval()
     device = next(network.parameters()).device
     mixed = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
-    with torch.inference_mode(), mixed:
+    with torch.no_grad(), mixed:
         outputs = network(images.to(device, non_blocking=True))
     return Maps(
         outputs["np"].float().softmax(dim=1)[:, 1].cpu().numpy(),
@@ -185,12 +185,12 @@ class NucleiModel:
     @property
     def window(self) -> int:
         """Side of the input in pixels."""
-        return GEOMETRIES[self.card.network.geometry][0]
+        return self.card.network.sides[0]
 
     @property
     def output(self) -> int:
         """Side of the output in pixels, in the middle of the window."""
-        return GEOMETRIES[self.card.network.geometry][1]
+        return self.card.network.sides[1]
 
     @property
     def mpp(self) -> float | None:
@@ -205,9 +205,7 @@ class NucleiModel:
     @property
     def postprocess(self) -> PostprocessConfig:
         """How maps become nuclei, `scale` filled in."""
-        settings = self.card.postprocess
-        scale = settings.scale or (1.0 if self.mpp is None else 0.25 / self.mpp)
-        return settings.model_copy(update={"scale": scale})
+        return with_scale(self.card.postprocess, self.mpp)
 
     def maps(self, images: Tensor) -> Maps:
         """Compute the maps of windows.
@@ -219,6 +217,12 @@ class NucleiModel:
             EosinError: If the windows are of another size.
         """
         return window_maps(self.network, images, self.precision)
+
+
+def with_scale(settings: PostprocessConfig, mpp: float | None) -> PostprocessConfig:
+    """Fill in the scale of the post-processing, given the µm/px of the images; 1 where it is unknown."""
+    scale = settings.scale or (1.0 if mpp is None else 0.25 / mpp)
+    return settings.model_copy(update={"scale": scale})
 
 
 def save_model(network: HoverNet, card: ModelCard, path: Path, extra: dict[str, str] | None = None) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from eosin.core.errors import EosinError
 from eosin.encoders import Encoder
-from eosin.nuclei.config import GEOMETRIES, Geometry
+from eosin.nuclei.config import Geometry
 from eosin.nuclei.trunks import Trunk, initialize
 
 __all__ = ["PyramidTrunk"]
@@ -39,6 +39,7 @@ class PyramidTrunk(Trunk):
     Args:
         encoder: Not changed.
         geometry: Of the decoders.
+        window: Side of the input in pixels.
         channels: Of the four maps, finest first.
         pixels: See `NetworkConfig.pixels`.
 
@@ -47,13 +48,18 @@ class PyramidTrunk(Trunk):
     """
 
     def __init__(
-        self, encoder: Encoder, geometry: Geometry, channels: tuple[int, int, int, int], pixels: bool = True
+        self,
+        encoder: Encoder,
+        geometry: Geometry,
+        window: int,
+        channels: tuple[int, int, int, int],
+        pixels: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.channels = channels
         self.edge = _EDGE[geometry]
-        self.covered = GEOMETRIES[geometry][0] - 2 * self.edge
+        self.covered = window - 2 * self.edge
         patch, coarsest = _patch(encoder), _coarsest(encoder)
         # What a patch covers of the window is a power of 2; the window is resized where its patches are not.
         cell = max(8, _power(patch), _power(coarsest))

@@ -1,0 +1,421 @@
+"""Training of nuclei segmentation.
+
+    images -> windows -> network -> losses -> backward -> Adam
+
+in phases: first the decoders on a frozen encoder, then all. Everything random is drawn from (seed, step, position), so
+a run that is killed and started again from a checkpoint goes on to the same bits. The Dice loss is a quotient of sums
+over the batch; with several processes each computes it on the maps of all, so they train as one would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.progress import Progress, TaskID
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from eosin.core.collective import gather, gather_with_gradient, position_in_run, processes
+from eosin.core.config import apply_overrides
+from eosin.core.console import progress_bar, warn
+from eosin.core.draws import stream_seed
+from eosin.core.errors import EosinError
+from eosin.core.files import short_hash
+from eosin.core.memory import keep_freed_memory
+from eosin.encoders import load_encoder
+from eosin.nuclei.best_model import BestModel
+from eosin.nuclei.config import FREE_FIELDS, NucleiConfig, PhaseName
+from eosin.nuclei.hovernet import HoverNet
+from eosin.nuclei.losses import hover_loss
+from eosin.nuclei.model import MODEL_FILE, ModelCard, build_network, save_model, window_maps, with_scale
+from eosin.nuclei.training_data import LearningBatch, TrainingData
+from eosin.nuclei.trunks import REFERENCE
+from eosin.nuclei.validation import validate
+from eosin.training.batch_norm import synchronize_batch_norm
+from eosin.training.checkpoints import Checkpoints
+from eosin.training.guards import check_weights, memory_errors
+from eosin.training.processes import agree_on_step, choose_device, computes_bf16, process_group, say
+from eosin.training.run import RunDirectory, run_directory
+from eosin.training.signals import Interrupted, StopSignal
+from eosin.training.sums import Sums
+
+__all__ = ["train_nuclei"]
+
+_LOOKS = 20
+"""Looks at the validation images, and checkpoints, where no number of steps is given."""
+
+
+def train_nuclei(config: NucleiConfig, out: Path, command: str = "") -> Path:
+    """Train a network for nuclei, or go on with the run in `out`.
+
+    Args:
+        config: The run's configuration, with `data.source` set.
+        out: The run directory.
+        command: The command line, for the record.
+
+    Returns:
+        Path of the trained network, `out/model.safetensors`.
+
+    Raises:
+        EosinError: If something in the configuration, the data or the directory is wrong; if the loss is not finite.
+        Interrupted: After Ctrl-C or SIGTERM, with a checkpoint saved.
+    """
+    out = Path(out)
+    device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    with process_group(device):
+        precision = config.precision
+        if precision == "auto":
+            precision = "bf16" if computes_bf16(device) else "fp32"
+            config = NucleiConfig.parse(apply_overrides(config.plain(), {"precision": precision}), "precision")
+        elif precision == "bf16" and not computes_bf16(device):
+            warn(f"{device} has no bfloat16 in hardware: --precision fp32 would be many times faster")
+        data = TrainingData(config, device)
+        advice = "use a smaller --decoder.batch_size and --whole.batch_size, or a smaller --network.width"
+        with memory_errors(device, advice):
+            trainer = _Trainer(config, data, device, precision)
+            settings = {"free": FREE_FIELDS, "command": command, "keep": config.checkpoint.keep, "log": config.log}
+            with run_directory(out, config, result=MODEL_FILE, **settings) as run:
+                return trainer.train(out, run)
+
+
+@dataclass
+class _Place:
+    """Where a training stands.
+
+    Attributes:
+        phase: Place in `config.phases`; their number at the end.
+        begun: Steps taken before the phase.
+        seen: Windows seen before the phase.
+        worse: Looks since the best one of the phase.
+        peak: Panoptic quality at that look; -1 before the first.
+    """
+
+    phase: int = 0
+    begun: int = 0
+    seen: int = 0
+    worse: int = 0
+    peak: float = -1.0
+
+
+class _Trainer:
+    """One run: network, optimiser, and the state of the log."""
+
+    def __init__(
+        self, config: NucleiConfig, data: TrainingData, device: torch.device, precision: Literal["bf16", "fp32"]
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.device = device
+        self.precision = precision
+        for name in config.phases:
+            size = config.phase(name).batch_size
+            if size % processes():
+                raise EosinError(f"{name}.batch_size {size}: cannot be divided by {processes()} processes")
+        encoder = None if config.network.encoder == REFERENCE else load_encoder(config.network.encoder)
+        identity = "" if encoder is None else encoder.fingerprint()
+        self.material = short_hash(data.set.fingerprint, identity)
+        network = build_network(config.network, encoder, len(data.classes), seed=config.seed)
+        self.card = ModelCard(
+            network=config.network,
+            encoder=None if encoder is None else encoder.card,
+            classes=data.classes,
+            mpp=data.set.mpp,
+            postprocess=config.postprocess,
+            source=data.set.name,
+        )
+        if encoder is not None:
+            data.check_resolution(encoder.card.mpp, encoder.card.spec)
+        self.network: HoverNet = network.to(device).to(memory_format=torch.channels_last)
+        if processes() > 1:
+            self.network = synchronize_batch_norm(self.network)
+        self.model: torch.nn.Module = self.network
+        self.lengths = [config.phase(name).length(len(data)) for name in config.phases]
+        self.place = _Place()
+        self.step = 0
+        self.sums = Sums(device)
+        self.waited = self.passed = 0.0
+        self.timed = 0
+        self.stop = StopSignal()
+
+    @property
+    def over(self) -> bool:
+        """Whether all phases are done."""
+        return self.place.phase == len(self.config.phases)
+
+    @property
+    def phase(self) -> PhaseName:
+        """The phase under way, or the last."""
+        return self.config.phases[min(self.place.phase, len(self.config.phases) - 1)]
+
+    @property
+    def end(self) -> int:
+        """Steps taken at the end of the phase, if nothing ends it earlier."""
+        return self.place.begun + self.lengths[self.place.phase]
+
+    @property
+    def steps(self) -> int:
+        """Steps of the run, if nothing ends the phases to come earlier."""
+        return self.place.begun + sum(self.lengths[self.place.phase :])
+
+    # The run -----------------------------------------------------------------------------------------------------
+
+    def train(self, out: Path, run: RunDirectory | None) -> Path:
+        result = out / MODEL_FILE
+        if result.exists():
+            say(f"{out} is finished already: {result}")
+            return result
+        self.best = BestModel(out)
+        self._begin(self._resume(out, run))
+        self._describe(out)
+        with self.stop.listening(), self._progress(shown=run is not None) as (progress, task):
+            while not self.over:
+                self._phase(run, progress, task)
+                self._turn(out, run)
+        if run is not None:
+            if self.best.step:
+                self.best.finish(result)
+                say(f"best PQ on the validation images {self.best.score:.3f}, at step {self.best.step}: {result}")
+            else:
+                save_model(self.network, self.card, result)
+                say(f"no validation images: the last weights are kept: {result}")
+        return result
+
+    def _begin(self, state: dict[str, Any] | None) -> None:
+        """Freeze what the phase freezes, and build its optimiser; its state is given where the phase is under way."""
+        if self.over:
+            return
+        fields = self.config.phase(self.phase)
+        trunk = self.network.trunk
+        trunk.set_freeze(self.config.freeze if self.phase == "decoder" else None)
+        body = {id(value) for part in trunk.body() for value in part.parameters()}
+        learning = [value for value in self.network.parameters() if value.requires_grad]
+        groups = [
+            {"params": [value for value in learning if id(value) not in body], "factor": 1.0},
+            {"params": [value for value in learning if id(value) in body], "factor": fields.encoder_lr},
+        ]
+        groups = [group for group in groups if group["params"]]
+        # Without decay, which is decoupled from the gradient, this is Adam.
+        self.optimizer = torch.optim.AdamW(groups, lr=fields.lr, weight_decay=fields.weight_decay)
+        if state is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.model = self.network
+        if processes() > 1:
+            # An encoder may have layers that its feature maps do not use.
+            self.model = DistributedDataParallel(
+                self.network, broadcast_buffers=False, find_unused_parameters=self.phase == "whole"
+            )
+
+    def _phase(self, run: RunDirectory | None, progress: Progress, task: TaskID) -> None:
+        """Take the steps of a phase."""
+        config, fields = self.config, self.config.phase(self.phase)
+        save_every = config.checkpoint.every_steps or max(1, self.steps // _LOOKS)
+        look_every = config.validation.every_steps or max(1, self.lengths[self.place.phase] // _LOOKS)
+        seen = self.place.seen + (self.step - self.place.begun) * fields.batch_size
+        before = time.perf_counter()
+        with contextlib.closing(self.data.batches(self.step, self.end, fields.batch_size, seen)) as batches:
+            for batch in batches:
+                arrived = time.perf_counter()
+                self._take_step(batch)
+                self.step += 1
+                self.waited += arrived - before
+                self.passed += time.perf_counter() - before
+                self.timed += fields.batch_size
+                taken, last = self.step - self.place.begun, self.step == self.end
+                look = bool(self.data.val) and (taken % look_every == 0 or last)
+                if self.step % config.log.every_steps == 0 or last or look:
+                    self._report(run, progress, task, look=look)
+                progress.update(task, completed=self.step, total=self.steps)
+                stop = self.stop.agreed(self.step, config.log.every_steps, self.device)
+                over = last or self._worse_for_long()
+                # A phase's end is saved when the next one stands.
+                if run is not None and not over and (self.step % save_every == 0 or stop):
+                    self._save(run)
+                if over:
+                    return
+                if stop:
+                    raise Interrupted(stop, self.step)
+                before = time.perf_counter()
+
+    def _worse_for_long(self) -> bool:
+        patience = self.config.validation.patience
+        return bool(patience) and self.place.worse >= patience
+
+    def _turn(self, out: Path, run: RunDirectory | None) -> None:
+        """Go on to the next phase, from the best weights."""
+        fields = self.config.phase(self.phase)
+        taken = self.step - self.place.begun
+        if self.step < self.end:
+            say(f"phase {self.phase} ended at step {self.step}: {self.place.worse} looks without a better PQ")
+        seen = self.place.seen + taken * fields.batch_size
+        self.place = _Place(self.place.phase + 1, self.step, seen)
+        # The best weights are written: all processes wait for that here.
+        agree_on_step(self.step, self.device, out)
+        if self.best.step and not self.over:
+            self.best.load_into(self.network)
+        self._begin(None)
+        if run is not None:
+            self._save(run)
+        stop = self.stop.agreed(0, 1, self.device)
+        if stop and not self.over:
+            raise Interrupted(stop, self.step)
+
+    def _resume(self, out: Path, run: RunDirectory | None) -> dict[str, Any] | None:
+        found = Checkpoints(out / "checkpoints").load_newest()
+        state: dict[str, Any] | None = None
+        if found is not None:
+            self.step, state = found
+            if state["material"] != self.material:
+                raise EosinError(
+                    f"{out}: the images of {self.data.set.source}, or the weights of {self.config.network.encoder}, "
+                    "are not those that it began with; restore them to resume, or choose another --out"
+                )
+            self.network.load_state_dict(state["network"])
+            self.sums.load_state_dict(state["sums"])
+            self.place = _Place(**state["place"])
+            self.best.step, self.best.score = state["best"]["step"], state["best"]["score"]
+            say(f"resuming {out} at step {self.step} of {self.steps}")
+        agree_on_step(self.step, self.device, out)
+        if run is not None:
+            run.rewind(self.step)
+        return state
+
+    def _save(self, run: RunDirectory) -> None:
+        self._check_finite()
+        check_weights(self.network.state_dict(), self.step, self._advice())
+        run.checkpoints.save(
+            self.step,
+            {
+                "material": self.material,
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "sums": self.sums.state_dict(),
+                "place": asdict(self.place),
+                "best": {"step": self.best.step, "score": self.best.score},
+            },
+        )
+
+    def _describe(self, out: Path) -> None:
+        say(self.data.describe())
+        for name, steps in zip(self.config.phases, self.lengths, strict=True):
+            fields = self.config.phase(name)
+            windows = steps * fields.batch_size
+            what = f"encoder frozen ({self.config.freeze})" if name == "decoder" else "all"
+            say(
+                f"phase {name}, {what}: {windows} windows = {windows / len(self.data):.1f} epochs = {steps} steps of "
+                f"{fields.batch_size}, lr {fields.lr:g}"
+            )
+        size = sum(value.numel() for value in self.network.parameters()) / 1e6
+        network = self.config.network
+        say(
+            f"{network.encoder} under HoVer-Net {network.geometry} ({self.network.window} → {self.network.output} px), "
+            f"{size:.1f} M parameters, {self.precision} on {self.device} → {out}"
+        )
+
+    @contextlib.contextmanager
+    def _progress(self, *, shown: bool) -> Iterator[tuple[Progress, TaskID]]:
+        """Show step, loss, windows/s and the time left, on a terminal."""
+        progress = progress_bar("loss", "speed")
+        progress.disable = not (shown and sys.stderr.isatty())
+        with progress:
+            yield progress, progress.add_task("nuclei", total=self.steps, completed=self.step, loss="", speed="")
+
+    # One step ----------------------------------------------------------------------------------------------------
+
+    def _take_step(self, batch: LearningBatch) -> None:
+        fields = self.config.phase(self.phase)
+        rate = fields.rate(self.step - self.place.begun, self.lengths[self.place.phase])
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        # What draws from torch's own generator, such as dropout, is seeded here and needs no saved state.
+        torch.manual_seed(stream_seed(self.config.seed, "nuclei", self.step, position_in_run()) % 2**63)
+        images = batch.images.to(self.device, non_blocking=True)
+        if self.data.color is not None:
+            images = self.data.color.color(images, batch.draws)
+        self.model.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            outputs: dict[str, Tensor] = self.model(images)
+        said = {name: gather_with_gradient(value.float()) for name, value in outputs.items()}
+        told = {name: gather(value.to(self.device, non_blocking=True)) for name, value in batch.targets.items()}
+        loss = hover_loss(said, told, self.config.loss)
+        loss.total.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.sums.add({"loss": loss.total, **loss.parts})
+        if self.device.type == "cpu":
+            self._check_finite(self.step + 1)
+
+    def _advice(self) -> str:
+        return f"the last checkpoint is kept. Lower --{self.phase}.lr or use --precision fp32"
+
+    def _check_finite(self, step: int | None = None) -> None:
+        if not self.sums.finite():
+            raise EosinError(f"the loss is not finite at step {step or self.step}; {self._advice()}")
+
+    # The log -----------------------------------------------------------------------------------------------------
+
+    def _report(self, run: RunDirectory | None, progress: Progress, task: TaskID, *, look: bool) -> None:
+        before = time.perf_counter()
+        self._check_finite()
+        fields = self.config.phase(self.phase)
+        taken = self.step - self.place.begun
+        windows = self.place.seen + taken * fields.batch_size
+        record: dict[str, Any] = {"step": self.step, "samples": windows, "epoch": windows / len(self.data)}
+        record |= {"phase": self.place.phase + 1, **self.sums.take(), "lr": self.optimizer.param_groups[0]["lr"]}
+        # Reading the sums waited for a GPU to finish its steps.
+        self.passed += time.perf_counter() - before
+        if self.timed:
+            record |= {"images_per_second": self.timed / self.passed, "data_wait": self.waited / self.passed}
+        self.waited = self.passed = 0.0
+        self.timed = 0
+        if look:
+            self._look(record, write=run is not None)
+        if run is None:
+            return
+        run.log(record)
+        progress.update(task, loss=f"loss {record['loss']:.3f}", speed=f"{record['images_per_second']:.1f} windows/s")
+        if look:
+            progress.console.print(self._in_words(record), markup=False)
+
+    def _look(self, record: dict[str, Any], *, write: bool) -> None:
+        """Score the validation images, and keep the weights if they are the best so far."""
+        check_weights(self.network.state_dict(), self.step, self._advice())
+        scores = validate(
+            lambda images: window_maps(self.network, images, self.precision),
+            self.data.val,
+            window=self.network.window,
+            output=self.network.output,
+            settings=with_scale(self.config.postprocess, self.data.set.mpp),
+            classes=len(self.data.classes),
+            device=self.device,
+        )
+        record |= {f"val/{name}": value for name, value in scores.items()}
+        self.best.consider(self.network, self.card, self.step, scores["pq"], write=write)
+        if scores["pq"] > self.place.peak:
+            self.place.peak, self.place.worse = scores["pq"], 0
+        else:
+            self.place.worse += 1
+        taken = self.step - self.place.begun
+        if not scores["found"] and scores["true"] and 2 * taken >= self.lengths[self.place.phase] and write:
+            warn(
+                f"step {self.step}: no nucleus is found in {len(self.data.val)} validation images; the run may be too "
+                f"short, or --{self.phase}.lr too high"
+            )
+
+    def _in_words(self, record: dict[str, Any]) -> str:
+        """Put a look's record into one line."""
+        parts = [f"step {self.step}/{self.steps}", f"loss {record['loss']:.3f}"]
+        parts += [f"{name} {record[f'val/{name.lower()}']:.3f}" for name in ("PQ", "AJI", "Dice")]
+        if "val/mpq" in record:
+            parts.append(f"mPQ {record['val/mpq']:.3f}")
+        parts.append(f"{record['val/found']:.0f} of {record['val/true']:.0f} nuclei")
+        parts.append(f"{record['images_per_second']:.1f} windows/s")
+        return "  ".join(parts)
