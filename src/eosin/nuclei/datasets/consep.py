@@ -79,12 +79,12 @@ class ConsepOptions(PublicOptions):
 
 
 def _open(source: str, options: ConsepOptions, spec: str) -> NucleiSet:
+    root = folder_of(CONSEP, source, spec)
     if options.classes is None:
         raise EosinError(
             f"{spec}: say which types: ?classes=4 (the papers': other, inflammatory, epithelial = 3 and 4, "
             "spindle-shaped = 5 to 7), ?classes=7 (as published) or ?classes=none (outlines only)"
         )
-    root = folder_of(CONSEP, source, spec)
     paths = [(part, *pair) for part in ("train", "test") for pair in _pairs(root / part.capitalize())]
     digests = contents([path for _, image, label in paths for path in (image, label)])
     found = [

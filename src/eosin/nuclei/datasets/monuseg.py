@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from functools import partial
@@ -25,7 +24,6 @@ from eosin.nuclei.datasets.registry import (
     folder_of,
 )
 from eosin.nuclei.datasets.sample import NucleiSample, NucleiSet, make_sample
-from eosin.nuclei.labels import scikit_image
 
 __all__ = ["MONUSEG", "MonusegOptions", "fill_polygons"]
 
@@ -152,8 +150,9 @@ def _polygons(path: Path) -> list[npt.NDArray[np.float64]]:
 def fill_polygons(polygons: list[npt.NDArray[np.float64]], shape: tuple[int, int]) -> npt.NDArray[np.int32]:
     """Number the pixels whose center lies inside a polygon (even-odd rule); where polygons overlap, the later one wins.
 
-    Pixel (x, y) covers x to x + 1 and y to y + 1, so its center lies at (x + 0.5, y + 0.5). The challenge's own MATLAB
-    script counts centers from 1, which moves its masks half a pixel to the left and up.
+    Pixel (x, y) covers x to x + 1 and y to y + 1, so its center lies at (x + 0.5, y + 0.5). A center on an edge belongs
+    to the side on the right of it, so of two polygons that share an edge each center is in one. The challenge's own
+    MATLAB script counts centers from 1, which moves its masks half a pixel to the left and up.
 
     Args:
         polygons: float [k, 2] each, (x, y).
@@ -162,13 +161,30 @@ def fill_polygons(polygons: list[npt.NDArray[np.float64]], shape: tuple[int, int
     Returns:
         int32 [H, W], the number of the polygon, counted from 1. One that holds no pixel's center is not there.
     """
-    polygon = scikit_image("draw").polygon
     labels = np.zeros(shape, dtype=np.int32)
-    for number, points in zip(itertools.count(1), polygons, strict=False):
+    for number, points in enumerate(polygons, start=1):
         if len(points) >= 3:
-            rows, columns = polygon(points[:, 1] - 0.5, points[:, 0] - 0.5, shape)
-            labels[rows, columns] = number
+            _fill(labels, points, number)
     return labels
+
+
+def _fill(labels: npt.NDArray[np.int32], points: npt.NDArray[np.float64], number: int) -> None:
+    """Give the pixels inside a polygon its number: those with an odd number of edges on their right."""
+    low = np.clip(np.floor(points.min(axis=0)), 0, labels.shape[::-1]).astype(np.int64)
+    high = np.clip(np.ceil(points.max(axis=0)), 0, labels.shape[::-1]).astype(np.int64)
+    width, height = high - low
+    if width <= 0 or height <= 0:
+        return
+    center = np.arange(low[1], high[1])[:, None] + 0.5
+    start, end = points, np.roll(points, -1, axis=0)
+    rows, edges = np.nonzero((start[:, 1] <= center) != (end[:, 1] <= center))
+    (x, y), (to_x, to_y) = start[edges].T, end[edges].T
+    crossing = x + (center[rows, 0] - y) * (to_x - x) / (to_y - y)
+    # An edge is on the right of this many pixels of its row.
+    left = np.clip(np.ceil(crossing - 0.5) - low[0], 0, width).astype(np.int64)
+    ends = np.bincount(rows * (width + 1) + left, minlength=height * (width + 1)).reshape(height, width + 1)
+    odd = (ends[:, :0:-1].cumsum(axis=1)[:, ::-1] & 1).astype(bool)
+    labels[low[1] : high[1], low[0] : high[0]][odd] = number
 
 
 NUCLEI_SETS.register("monuseg")(NucleiScheme(MONUSEG, MonusegOptions, _open, {}))
