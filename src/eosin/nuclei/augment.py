@@ -2,7 +2,7 @@
 
 Geometry and blur are HoVer-Net's (Graham et al., MedIA 2019, and its code): an affine map with a scale of its own along
 each axis, translation, shear and rotation; flips; then one of Gaussian blur, median blur and noise; then color. With
-the angle a and the shear b, as scikit-image's `AffineTransform` has it, a pixel's place about the center goes to
+the angle a and the shear b, which leans the y axis alone, a pixel's place about the center goes to
 
     x' = sx cos(a) x - sy sin(a + b) y + tx,    y' = sx sin(a) x + sy cos(a + b) y + ty.
 
@@ -26,7 +26,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from eosin.augment import HEDJitterConfig, JitterConfig, MacenkoConfig, RandStainNAConfig
-from eosin.augment.blur import gaussian_blur
 from eosin.augment.chunks import chunks
 from eosin.augment.color import ColorJitter
 from eosin.augment.geometry import Flip, Rotate90
@@ -39,7 +38,7 @@ from eosin.core.draws import Draws, stream_seed
 from eosin.core.transfer import upload
 from eosin.nuclei.windows import WindowBatch, relabel_windows
 
-__all__ = ["Augmentation", "NucleiAugment", "median_blur"]
+__all__ = ["Augmentation", "NucleiAugment", "binomial_blur", "median_blur"]
 
 Factor = Annotated[float, Field(gt=0.0, le=10.0)]
 Degrees = Annotated[float, Field(ge=0.0, le=180.0)]
@@ -66,7 +65,7 @@ class NucleiAugment(Config):
     rotate90: Probability = 0.0
     """Probability of a turn by 90°, 180° or 270°, which interpolates nothing."""
     blur: Kernel = 5
-    """Largest side of the Gaussian kernel, odd; 1, 3, … are equally likely, with OpenCV's deviation of each."""
+    """Largest side of the blur's kernel, odd; 1, 3, … are equally likely. Weights as in `binomial_blur`."""
     median: Kernel = 5
     """Largest side of the median's window, odd; 1, 3, … are equally likely."""
     noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
@@ -246,7 +245,7 @@ class Augmentation:
         """Blur, take medians or add noise, in place."""
         uniforms = draws.uniform("one of", 4)
         which = np.where(uniforms[:, 0] < self.config.one_of, np.floor(3 * uniforms[:, 1]).astype(np.int64), -1)
-        for kind, largest, change in ((0, self.config.blur, _blurred), (1, self.config.median, median_blur)):
+        for kind, largest, change in ((0, self.config.blur, binomial_blur), (1, self.config.median, median_blur)):
             sides = 2 * np.floor(uniforms[:, 2] * (largest + 1) / 2).astype(np.int64) + 1
             for side in range(3, largest + 1, 2):
                 for row in np.flatnonzero((which == kind) & (sides == side)).tolist():
@@ -280,12 +279,38 @@ def _bytes(floats: Tensor) -> Tensor:
     return floats.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _blurred(images: Tensor, side: int) -> Tensor:
-    """Blur uint8 [B, 3, S, S] as OpenCV does with a kernel of `side` and a deviation of 0, up to rounding."""
-    sigma = 0.3 * ((side - 1) * 0.5 - 1) + 0.8
-    sigmas = torch.full((len(images),), sigma, device=images.device)
-    blurred = gaussian_blur(images.to(torch.float32), sigmas, (side - 1) // 2)
-    return blurred.round_().clamp_(0, 255).to(torch.uint8)
+def binomial_blur(images: Tensor, side: int) -> Tensor:
+    """Convolve each axis with the binomial weights of `side`, edges mirrored without repeat.
+
+    These are the weights 1 2 1 and 1 4 6 4 1 that OpenCV's `GaussianBlur` takes for 3 and 5 when no deviation is given.
+    The sum of two neighbors, taken `side` - 1 times along each axis, is exact in whole numbers.
+
+    Args:
+        images: uint8 [B, C, H, W], on any device.
+        side: Odd.
+
+    Returns:
+        uint8 [B, C, H, W], halves rounded up.
+    """
+    sums = _bordered(images, side // 2, mirror=True).to(torch.int32)
+    for _ in range(side - 1):
+        sums = sums[:, :, 1:] + sums[:, :, :-1]
+    for _ in range(side - 1):
+        sums = sums[:, :, :, 1:] + sums[:, :, :, :-1]
+    shift = 2 * (side - 1)
+    return ((sums + (1 << (shift - 1))) >> shift).to(torch.uint8)
+
+
+def _bordered(images: Tensor, margin: int, *, mirror: bool) -> Tensor:
+    """Add a border: mirrored without repeat, or the last pixels repeated."""
+    for axis in (2, 3):
+        length = images.shape[axis]
+        places = torch.arange(-margin, length + margin, device=images.device)
+        if mirror and length > 1:
+            places = places.remainder(2 * (length - 1))
+            places = torch.minimum(places, 2 * (length - 1) - places)
+        images = images.index_select(axis, places.clamp_(0, length - 1))
+    return images
 
 
 def median_blur(images: Tensor, side: int) -> Tensor:
@@ -302,11 +327,7 @@ def median_blur(images: Tensor, side: int) -> Tensor:
         uint8 [B, C, H, W].
     """
     height, width = images.shape[-2:]
-    margin = side // 2
-    rows, columns = (
-        torch.arange(-margin, length + margin, device=images.device).clamp_(0, length - 1) for length in (height, width)
-    )
-    padded = images[:, :, rows][:, :, :, columns]
+    padded = _bordered(images, side // 2, mirror=False)
     planes = [padded[:, :, top : top + height, left : left + width] for top in range(side) for left in range(side)]
     kept, waiting = planes[: len(planes) // 2 + 2], planes[len(planes) // 2 + 2 :]
     while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from threading import Lock
 from typing import Literal
 
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from eosin.core.draws import Draws, permuted, stream_seed
+from eosin.core.draws import Draws, stream_seed
 from eosin.core.errors import EosinError
 from eosin.nuclei.augment import Augmentation, NucleiAugment
 from eosin.nuclei.datasets.sample import NucleiImage, NucleiSample
@@ -66,6 +67,13 @@ def cut(sample: NucleiSample, top: int, left: int, size: int) -> tuple[npt.NDArr
     )
 
 
+@lru_cache(maxsize=16)
+def _order(seed: int, number: int, count: int) -> Ints:
+    """Shuffle the samples of one pass: int64 [count]."""
+    generator = np.random.default_rng(stream_seed(seed, "nuclei order", number))
+    return generator.permutation(count)
+
+
 class Places:
     """Which image and which place each sample shows.
 
@@ -106,8 +114,7 @@ class Places:
         passes = numbers // len(self)
         for number in np.unique(passes).tolist():
             rows = passes == number
-            order = stream_seed(self.seed, "nuclei order", number)
-            images[rows] = self._owner[permuted(numbers[rows] % len(self), len(self), order)]
+            images[rows] = self._owner[_order(self.seed, number, len(self))[numbers[rows] % len(self)]]
         uniforms = Draws(self.seed, 0, numbers, "nuclei crop").uniform("place", 2)
         room = np.array([self.shapes[image] for image in images.tolist()], dtype=np.int64).reshape(-1, 2) - self.inner
         # A middle larger than the image is centered on it.
