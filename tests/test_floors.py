@@ -32,6 +32,7 @@ FLOORS = {
     "arguments": 8,
     "data_verbs": 9,
     "encoder_verbs": 9,
+    "nuclei_verbs": 9,
     "stain_verbs": 9,
     "tile_verbs": 9,
     "cli": 10,

@@ -26,6 +26,7 @@ from eosin.core.console import console
 from eosin.core.errors import EosinError, nearest
 from eosin.data_verbs import data_check, data_get, data_list
 from eosin.encoder_verbs import encoders
+from eosin.nuclei_verbs import nuclei_predict, nuclei_score, nuclei_train
 from eosin.stain_verbs import stain_fit, stain_preview, stain_probe
 from eosin.tile_verbs import data_describe, data_export, tile
 
@@ -372,6 +373,9 @@ VERBS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "benchmark": benchmark,
     "report": report,
+    "nuclei train": nuclei_train,
+    "nuclei predict": nuclei_predict,
+    "nuclei score": nuclei_score,
     "stain fit": stain_fit,
     "stain preview": stain_preview,
     "stain probe": stain_probe,

@@ -19,7 +19,7 @@ from eosin.synthetic import render_tile
 
 def ideal(seed=0, size=288, kind="tumor", noise=0.15):
     """Maps of a network that has seen synthetic nuclei, with noise as real ones have it."""
-    labels = render_tile(kind, size=size, mpp=0.25, slide=seed).instances
+    labels = render_tile(kind, size=size, mpp=0.5, slide=seed).instances
     wanted = targets(labels)
     draws = np.random.default_rng(seed)
 
@@ -32,7 +32,7 @@ def ideal(seed=0, size=288, kind="tumor", noise=0.15):
     return probability, hv, types
 
 
-def in_blocks(maps, cores, scale=1.0):
+def in_blocks(maps, cores, scale=0.5):
     probability, hv, types = maps
     height, width = probability.shape
     parts, widened = [], 0
@@ -60,7 +60,7 @@ def in_blocks(maps, cores, scale=1.0):
     return joined(parts), widened
 
 
-def whole(maps, scale=1.0):
+def whole(maps, scale=0.5):
     probability, hv, types = maps
     one_hot = None if types is None else np.eye(4, dtype=np.float32)[types].transpose(2, 0, 1)
     found = postprocess(probability, hv, one_hot, scale=scale, normalise="fixed")
@@ -106,10 +106,10 @@ def test_cores_of_any_cut(pictures):
 
 
 def test_at_another_scale_and_without_types():
-    probability, hv, _ = ideal(5)
-    maps = (probability[::2, ::2].copy(), hv[:, ::2, ::2].copy(), None)
-    expected = whole(maps, 0.5)
-    assert as_set(in_blocks(maps, blocks(144, 144, 61), 0.5)[0]) == as_set(expected)
+    probability, hv, _ = ideal(5, 150)
+    maps = (probability.repeat(2, axis=0), hv.repeat(2, axis=1), None)
+    expected = whole(maps, 0.7)
+    assert as_set(in_blocks(maps, blocks(150, 300, 61), 0.7)[0]) == as_set(expected)
     assert set(expected.types) == {-1}
 
 
@@ -124,16 +124,16 @@ def worm(length=330):
 
 def test_a_margin_is_widened_where_a_nucleus_reaches_out_of_it():
     maps = worm()
-    found, widened = in_blocks(maps, blocks(1100, 128, 64))
+    found, widened = in_blocks(maps, blocks(1100, 128, 64), 1.0)
     assert widened > 0
-    assert as_set(found) == as_set(whole(maps))
+    assert as_set(found) == as_set(whole(maps, 1.0))
 
 
 def test_what_is_larger_than_a_nucleus_is_cut_at_cores_and_nothing_is_there_twice():
     maps = worm(800)
     assert LARGEST < 800
-    everything = whole(maps)
-    found, _ = in_blocks(maps, blocks(1100, 128, 200))
+    everything = whole(maps, 1.0)
+    found, _ = in_blocks(maps, blocks(1100, 128, 200), 1.0)
     canvas, sums = np.zeros((128, 1100), np.int32), np.zeros((128, 1100), np.int32)
     for place in range(len(found)):
         x0, y0, x1, y1 = found.boxes[place]

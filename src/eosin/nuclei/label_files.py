@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,18 @@ class LabelFile:
     types: npt.NDArray[np.int64] | None
 
 
+class _Unnamed:
+    """A file whose name is not looked at: that of one opened by its number is a number, which tifffile cannot take."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "name":
+            raise AttributeError(name)
+        return getattr(self._file, name)
+
+
 def write_labels(labels: Labels, path: Path, form: LabelFormat) -> Path:
     """Write a label map, whole or not at all, its ids as they are.
 
@@ -70,7 +82,7 @@ def write_labels(labels: Labels, path: Path, form: LabelFormat) -> Path:
         else:
             import tifffile
 
-            tifffile.imwrite(opened, narrow, compression="zlib", photometric="minisblack")
+            tifffile.imwrite(_Unnamed(opened), narrow, compression="zlib", photometric="minisblack")
     return file
 
 
@@ -106,7 +118,7 @@ def write_tiled_labels(parts: list[Nuclei], width: int, height: int, path: Path,
     )
     with atomic_file(file) as opened:
         tifffile.imwrite(
-            opened,
+            _Unnamed(opened),
             tiles(),
             shape=(height, width),
             dtype=np.uint32,

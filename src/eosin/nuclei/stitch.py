@@ -30,8 +30,9 @@ __all__ = ["LARGEST", "Box", "blocks", "find", "margins", "surroundings"]
 LARGEST = 400
 """Side in px at 0.25 µm/px of the largest thing that is a nucleus: 100 µm."""
 
-# Margin at first, in px at 0.25 µm/px: two nuclei of 10 µm side by side, and the reach of the filters.
-_MARGIN = 96
+# Margin at first, in px at 0.25 µm/px: two nuclei of 18 µm side by side, and the reach of the filters. Blocks share
+# what the network said, so a wide one costs little; a second look costs the network's time.
+_MARGIN = 160
 # Blocks begin where the filters' products with band matrices begin in the whole image, so sums have the same order.
 _ALIGNED = 32
 # How far opening and smoothing look, beyond the filters.

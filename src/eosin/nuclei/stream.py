@@ -186,7 +186,7 @@ class Stream:
         readers: Threads that read.
         finders: Processes that search maps for nuclei; 0 for a thread here.
         folder: Where maps go that do not fit into memory.
-        shelf: Bytes of maps kept in memory.
+        shelf: Bytes of maps kept in memory; 512 MiB if not given.
 
     Attributes:
         network_seconds: How long the network was at work.
@@ -202,13 +202,13 @@ class Stream:
         readers: int = 2,
         finders: int = 0,
         folder: Path,
-        shelf: int = _SHELF,
+        shelf: int | None = None,
     ) -> None:
         self._model = model
         self._scale = scale
         self._batch_size = batch_size
         self._margins = margins(scale)
-        self._shelf = Shelf(shelf, folder)
+        self._shelf = Shelf(_SHELF if shelf is None else shelf, folder)
         self._needs: dict[Picture, _Needs] = {}
         self._readers = ThreadPoolExecutor(readers)
         self._ahead = 2 * readers

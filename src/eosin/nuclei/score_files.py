@@ -1,0 +1,289 @@
+"""Predictions in files against a truth in files, or of a set: matched by name, and scored."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from eosin.core.console import note
+from eosin.core.errors import EosinError
+from eosin.core.files import atomic_file, output_file, read_json_lines
+from eosin.nuclei.datasets import NUCLEI_SETS, open_nuclei
+from eosin.nuclei.datasets.reading import LABEL_SUFFIXES, listed
+from eosin.nuclei.label_files import LabelFile, read_label_file
+from eosin.nuclei.predict import RECORDS, SETTINGS
+from eosin.nuclei.score import ImageScore, curve, rows, score_image, set_scores
+from eosin.nuclei.types import RADIUS
+
+__all__ = ["Scored", "Side", "score_files", "write_scores"]
+
+Side = Literal["train", "val", "test", "all"]
+
+# Largest distance of centers that are a pair: 12 px at 0.25 µm/px.
+_RADIUS_UM = 3.0
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Label maps by name.
+
+    Attributes:
+        where: What to name in an error.
+        files: Read one each.
+        classes: Types 1 to n by name; None where they have no names.
+        groups: Patients or slides by name.
+        tissues: By name.
+        mpp: By name.
+    """
+
+    where: str
+    files: Mapping[str, Callable[[], LabelFile]]
+    classes: tuple[str, ...] | None
+    groups: Mapping[str, str]
+    tissues: Mapping[str, str]
+    mpp: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of a set of predictions.
+
+    Attributes:
+        metrics: By name; see `score.set_scores`.
+        images: A row for each; see `score.rows`.
+        curve: See `score.curve`.
+        types: Names of the types that were scored, by number; empty without types.
+        groups: Patients or slides, the unit of the intervals.
+    """
+
+    metrics: dict[str, Any]
+    images: list[dict[str, Any]]
+    curve: list[dict[str, float | None]]
+    types: dict[int, str]
+    groups: int
+
+
+def score_files(
+    predicted: Path, truth: str, *, side: Side = "test", radius: float | None = None, seed: int = 0
+) -> Scored:
+    """Score predictions.
+
+    Args:
+        predicted: A folder that `predict` wrote, or one of label maps, or with such in `labels/`.
+        truth: A set such as `consep:ROOT?classes=4`, or a folder of label maps of the same names.
+        side: Which images of a set.
+        radius: Largest distance of centers that are a pair, in px; if not given, 3 µm, or 12 px where the µm/px are not
+            known.
+        seed: Of the intervals.
+
+    Raises:
+        EosinError: If names do not match, a file is no label map, sizes differ, or the two have other types.
+    """
+    found = _predictions(Path(predicted))
+    wanted = _set(truth, side) if truth.partition(":")[0] in NUCLEI_SETS else _folder(Path(truth))
+    pairs = _paired(found, wanted, strict=truth.partition(":")[0] not in NUCLEI_SETS)
+    typed = _typed(found, wanted)
+    loaded = []
+    for name, own in pairs.items():
+        true, guess = wanted.files[name](), found.files[own]()
+        typed = typed and true.types is not None and guess.types is not None
+        loaded.append((name, true, guess))
+    kinds = _names(found, wanted, loaded) if typed else {}
+    scores = [_one(wanted, kinds, radius, *item) for item in loaded]
+    return Scored(
+        set_scores(scores, kinds or None, seed=seed),
+        rows(scores, kinds or None),
+        curve(scores),
+        kinds,
+        len({score.group for score in scores}),
+    )
+
+
+def _one(
+    wanted: _Labels, kinds: dict[int, str], radius: float | None, name: str, true: LabelFile, guess: LabelFile
+) -> ImageScore:
+    mpp = wanted.mpp.get(name)
+    reach = radius if radius is not None else RADIUS if mpp is None else _RADIUS_UM / mpp
+    return score_image(
+        name,
+        true.labels,
+        guess.labels,
+        true.types if kinds else None,
+        guess.types if kinds else None,
+        tuple(kinds),
+        group=wanted.groups.get(name),
+        tissue=wanted.tissues.get(name, ""),
+        radius=reach,
+    )
+
+
+def _typed(found: _Labels, wanted: _Labels) -> bool:
+    if found.classes == () or wanted.classes == ():
+        return False
+    if found.classes is not None and wanted.classes is not None and found.classes != wanted.classes:
+        raise EosinError(
+            f"{found.where}: its types are {', '.join(found.classes)}; those of {wanted.where} are "
+            f"{', '.join(wanted.classes)}; predict with a network that was trained on them"
+        )
+    return True
+
+
+def _names(found: _Labels, wanted: _Labels, loaded: list[tuple[str, LabelFile, LabelFile]]) -> dict[int, str]:
+    classes = wanted.classes or found.classes
+    if classes is None:
+        kinds = [file.types for _, *files in loaded for file in files if file.types is not None]
+        top = max((int(own.max()) for own in kinds if len(own)), default=0)
+        classes = tuple(f"type {number}" for number in range(1, top + 1))
+    return dict(enumerate(classes, start=1))
+
+
+def _paired(found: _Labels, wanted: _Labels, *, strict: bool) -> dict[str, str]:
+    """Find the prediction of each image: of its whole name, or else of its last part, where no other has it.
+
+    Raises:
+        EosinError: If one has none, or, with `strict`, a prediction is of no image.
+    """
+    if not wanted.files:
+        raise EosinError(f"{wanted.where}: holds no label maps ({' '.join(sorted(LABEL_SUFFIXES))})")
+    last: dict[str, list[str]] = {}
+    for name in found.files:
+        last.setdefault(Path(name).name, []).append(name)
+    pairs, missing = dict[str, str](), list[str]()
+    for name in wanted.files:
+        near = last.get(Path(name).name, [])
+        if name in found.files:
+            pairs[name] = name
+        elif len(near) == 1:
+            pairs[name] = near[0]
+        else:
+            missing.append(name)
+    taken = set(pairs.values())
+    extra = [name for name in found.files if name not in taken]
+    if missing:
+        raise EosinError(
+            f"{found.where}: no prediction of {_some(missing)} of {wanted.where}"
+            f"{f'; it has {_some(extra)}, of no image there' if extra else ''}; give both the same names"
+        )
+    if len(taken) < len(pairs):
+        twice = next(name for name in taken if list(pairs.values()).count(name) > 1)
+        raise EosinError(f"{found.where}: '{twice}' would be the prediction of two images; give them other names")
+    if extra and strict:
+        raise EosinError(f"{wanted.where}: no label map of {_some(extra)} of {found.where}; give both the same names")
+    if extra:
+        note(f"{found.where}: {_some(extra)} are not scored: {wanted.where} has no such image there")
+    return pairs
+
+
+def _some(names: list[str]) -> str:
+    return f"'{names[0]}'" + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
+
+
+def _set(spec: str, side: Side) -> _Labels:
+    opened = open_nuclei(spec)
+    images = [image for image in opened.images if side in ("all", image.split)]
+    if not images:
+        raise EosinError(f"{spec}: has no images on the side '{side}'; choose another --side")
+
+    def reader(place: int) -> Callable[[], LabelFile]:
+        def read() -> LabelFile:
+            sample = images[place].read()
+            return LabelFile(sample.instances, None if sample.types is None else sample.types[1:])
+
+        return read
+
+    return _Labels(
+        spec,
+        {image.name: reader(place) for place, image in enumerate(images)},
+        opened.classes,
+        {image.name: image.group for image in images},
+        {image.name: image.tissue for image in images},
+        {image.name: image.mpp for image in images},
+    )
+
+
+def _folder(folder: Path) -> _Labels:
+    if not folder.is_dir():
+        known = ", ".join(f"{scheme}:" for scheme in NUCLEI_SETS)
+        raise EosinError(f"{folder}: no such folder; give a folder of label maps, or a set ({known})")
+    labels = folder / "labels" if (folder / "labels").is_dir() else folder
+    files = listed(labels, LABEL_SUFFIXES)
+    return _Labels(str(folder), {name: _reader(path) for name, path in files.items()}, None, {}, {}, {})
+
+
+def _reader(path: Path) -> Callable[[], LabelFile]:
+    return lambda: read_label_file(path)
+
+
+def _predictions(folder: Path) -> _Labels:
+    if not (folder / SETTINGS).is_file():
+        return _folder(folder)
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        classes = tuple(settings["model"]["classes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise EosinError(f"{folder / SETTINGS}: damaged; predict again into another --out") from None
+    records = {record["name"]: record for record in read_json_lines(folder / RECORDS)}
+    files = {}
+    for name, record in records.items():
+        if record["status"] != "done":
+            continue
+        if "labels" not in record["outputs"]:
+            raise EosinError(f"{folder}: '{name}' has no label map; predict it with --labels tiff into another --out")
+        files[name] = _predicted(folder, record["outputs"], bool(classes))
+    return _Labels(str(folder), files, classes, {}, {}, {})
+
+
+def _predicted(folder: Path, outputs: dict[str, str], typed: bool) -> Callable[[], LabelFile]:
+    def read() -> LabelFile:
+        labels = read_label_file(folder / outputs["labels"]).labels
+        return LabelFile(labels, _table_types(folder / outputs["table"]) if typed else None)
+
+    return read
+
+
+def _table_types(path: Path) -> npt.NDArray[np.int64]:
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.csv.read_csv(path) if path.suffix == ".csv" else pyarrow.parquet.read_table(path)
+        return np.asarray(table["type"].to_numpy(), dtype=np.int64)
+    except (OSError, ValueError, KeyError):
+        raise EosinError(f"{path}: cannot be read; predict again into another --out") from None
+
+
+def write_scores(scored: Scored, path: Path) -> Path:
+    """Write scores: JSON of all there is, or CSV of a row for each image.
+
+    Raises:
+        EosinError: If the name ends otherwise, or the file cannot be written.
+    """
+    if path.suffix == ".csv":
+        output_file(path, ".csv", "scores.csv")
+        with atomic_file(path, "w") as file:
+            writer = csv.DictWriter(file, list(scored.images[0]))
+            writer.writeheader()
+            writer.writerows(scored.images)
+        return path
+    output_file(path, ".json", "scores.json")
+    with atomic_file(path, "w") as file:
+        json.dump(
+            {
+                "metrics": scored.metrics,
+                "types": list(scored.types.values()),
+                "groups": scored.groups,
+                "curve": scored.curve,
+                "images": scored.images,
+            },
+            file,
+            indent=1,
+            ensure_ascii=False,
+        )
+    return path

@@ -1,0 +1,302 @@
+"""Prediction of images and slides: the nuclei, the files, stops, what is refused."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import tifffile
+from PIL import Image
+
+from eosin.core.errors import EosinError
+from eosin.core.files import DirectoryLock
+from eosin.nuclei.config import PostprocessConfig
+from eosin.nuclei.found import Nuclei
+from eosin.nuclei.label_files import read_label_file
+from eosin.nuclei.metrics import pq
+from eosin.nuclei.model import Maps
+from eosin.nuclei.pictures import open_picture
+from eosin.nuclei.postprocess import postprocess
+from eosin.nuclei.predict import PredictConfig, _Run, predict
+from eosin.nuclei.stream import Shelf
+from eosin.nuclei.targets import targets
+from eosin.slides import FoundSlide, TissueConfig, read_regions
+from eosin.synthetic import render_tile
+
+GLASS = 255
+# Maps painted as colors look like ink.
+INK = TissueConfig(pen=False)
+
+
+def painted(size=200, seed=0, mpp=0.25):
+    """An image, uint8 [H, W, 3], whose red is the nucleus map, green the horizontal and blue the vertical one."""
+    labels = render_tile("tumor", size=size, mpp=mpp, slide=seed).instances
+    wanted = targets(labels)
+    hv = np.round((wanted.hv + 1) * 127).clip(0, 254)
+    return np.stack([wanted.np * 200, *hv], axis=-1).astype(np.uint8)
+
+
+def read_off(pixels, typed=True):
+    """The maps that an image was painted of, uint8 [..., 3, H, W]."""
+    probability = (pixels[..., 0, :, :] % GLASS).astype(np.float32) / 255
+    hv = pixels[..., 1:, :, :].astype(np.float32) / 127 - 1
+    if not typed:
+        return probability, hv, None
+    left = pixels[..., 1, :, :] < 100
+    kinds = np.stack([probability < 0.5, left, ~left], axis=-3)
+    return probability, hv, kinds.astype(np.float32)
+
+
+class Pretender:
+    """Obeys the contract of `NucleiModel`."""
+
+    window, output = 60, 44
+    name = "pretender"
+
+    def __init__(self, mpp=0.25, typed=True, stop_after=None, fingerprint="0123456789abcdef"):
+        self.mpp = mpp
+        self.classes = ("left", "right") if typed else ()
+        self.fingerprint = fingerprint
+        self.postprocess = PostprocessConfig(scale=1.0 if mpp is None else 0.25 / mpp)
+        self.device = SimpleNamespace(type="cpu")
+        self.seen = 0
+        self._left = stop_after
+
+    def maps(self, images):
+        assert images.shape[1:] == (3, self.window, self.window)
+        self.seen += len(images)
+        if self._left is not None and self.seen > self._left:
+            raise KeyboardInterrupt
+        margin = (self.window - self.output) // 2
+        inner = images.numpy()[:, :, margin:-margin, margin:-margin]
+        return Maps(*read_off(inner, bool(self.classes)))
+
+
+def expected(pixels, scale=1.0, typed=True):
+    """The nuclei of a painted image, looked at as a whole."""
+    found = postprocess(*read_off(pixels.transpose(2, 0, 1), typed), scale=scale, normalise="fixed")
+    return Nuclei.of(found.table, found.instances), found.instances
+
+
+def write_slide(path, pixels, mpp=0.25):
+    scale = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"} if mpp else {}
+    tifffile.imwrite(path, pixels, tile=(128, 128), compression="zlib", photometric="rgb", **scale)
+    return path
+
+
+def files(out):
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name not in (".lock", "pictures.jsonl")
+    }
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(painted(150)).save(folder / "a.png")
+    Image.fromarray(painted(97, 1)[:31]).save(folder / "b.png")
+    return folder
+
+
+def test_the_label_map_of_an_image_is_that_of_the_whole(images, tmp_path):
+    result = predict(Pretender(), [images], tmp_path / "out", PredictConfig(block=64), progress=False)
+    assert result.done == 2
+    assert not result.failed
+    for name, pixels in (("a", painted(150)), ("b", painted(97, 1)[:31])):
+        _, instances = expected(pixels)
+        found = read_label_file(tmp_path / "out" / "labels" / f"{name}.png").labels
+        assert found.shape == instances.shape
+        score = pq(instances, found)
+        assert (score.fp, score.fn) == (0, 0)
+        assert score.iou_sum == score.tp > 0
+
+
+def test_table_geojson_and_labels_say_the_same(images, tmp_path):
+    out = tmp_path / "out"
+    predict(Pretender(), [images / "a.png"], out, PredictConfig(objects="cell"), progress=False)
+    table = pyarrow.parquet.read_table(out / "tables" / "a.parquet").to_pylist()
+    collection = json.loads((out / "geojson" / "a.geojson").read_text())
+    labels = read_label_file(out / "labels" / "a.png").labels
+    assert collection["type"] == "FeatureCollection"
+    assert len(collection["features"]) == len(table) == labels.max()
+    for row, feature in zip(table, collection["features"], strict=True):
+        ring = np.array(feature["geometry"]["coordinates"][0])
+        assert (ring[0] == ring[-1]).all()
+        x, y = ring.T
+        area = abs((x[:-1] * y[1:] - x[1:] * y[:-1]).sum()) / 2
+        inside = labels == row["id"]
+        assert row["area_px"] == inside.sum()
+        assert area >= row["area_px"]  # holes are filled
+        rows, columns = np.nonzero(inside)
+        assert row["x"] == pytest.approx(columns.mean() + 0.5)
+        assert row["y"] == pytest.approx(rows.mean() + 0.5)
+        assert (row["left"], row["right"]) == (columns.min(), columns.max() + 1) == (x.min(), x.max())
+        # The image says nothing of µm.
+        assert row["x_um"] is None
+        assert row["area_um2"] is None
+        said = feature["properties"]
+        assert said["objectType"] == "cell"
+        assert feature["nucleusGeometry"] == feature["geometry"]
+        assert said["classification"]["name"] == row["class"] == ("left", "right")[row["type"] - 1]
+        assert len(said["classification"]["color"]) == 3
+        assert said["measurements"]["Probability"] == pytest.approx(row["probability"], abs=1e-4)
+    assert len({feature["id"] for feature in collection["features"]}) == len(table)
+    assert len(read_regions(out / "geojson" / "a.geojson").polygons) == len(table)
+    with Image.open(out / "overlays" / "a.png") as overlay:
+        assert overlay.size == (300, 326)
+
+
+def slide_pixels(side=300, glass=150, mpp=0.25):
+    pixels = np.full((side, side + glass, 3), GLASS, np.uint8)
+    pixels[:, :side] = painted(side, mpp=mpp)
+    return pixels
+
+
+def test_a_slide_is_searched_where_there_is_tissue(tmp_path):
+    pixels = slide_pixels(glass=400)
+    write_slide(tmp_path / "s.tif", pixels)
+    model = Pretender()
+    config = PredictConfig(block=128, labels="tiff", tissue=INK)
+    result = predict(model, [tmp_path / "s.tif"], tmp_path / "out", config, progress=False)
+    assert result.records[0]["kind"] == "slide"
+    # The tissue's 7 columns of windows, and those within 16 µm.
+    assert 7 * 7 < model.seen <= 7 * 9
+    _, instances = expected(pixels)
+    labels = read_label_file(tmp_path / "out" / "labels" / "s.tiff").labels
+    score = pq(instances, labels)
+    assert score.iou_sum == score.tp == instances.max() > 30
+    assert score.fp == 0
+    whole = Pretender()
+    predict(whole, [tmp_path / "s.tif"], tmp_path / "all", PredictConfig(whole=True), progress=False)
+    assert whole.seen == 7 * 16
+
+
+@pytest.mark.parametrize("shelf", [0, 1 << 30])
+def test_blocks_and_memory_do_not_change_the_nuclei(tmp_path, monkeypatch, shelf):
+    monkeypatch.setattr("eosin.nuclei.stream._SHELF", shelf)
+    pixels = painted(300)
+    write_slide(tmp_path / "s.tif", pixels)
+    config = PredictConfig(block=70, whole=True, labels="tiff", overlays=False)
+    predict(Pretender(), [tmp_path / "s.tif"], tmp_path / "out", config, progress=False)
+    labels = read_label_file(tmp_path / "out" / "labels" / "s.tiff").labels
+    _, instances = expected(pixels)
+    score = pq(instances, labels)
+    assert score.iou_sum == score.tp == instances.max()
+    assert score.fp == 0
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_files(tmp_path, monkeypatch):
+    pixels = slide_pixels(side=256, mpp=0.5)
+    write_slide(tmp_path / "s.tif", pixels, mpp=0.5)
+    config = PredictConfig(block=70, labels="tiff", tissue=INK)
+    kept = []
+    keep = _Run._keep
+    monkeypatch.setattr(
+        _Run, "_keep", lambda run, opened, work, found: kept.append(work.number) or keep(run, opened, work, found)
+    )
+    predict(Pretender(mpp=0.5), [tmp_path / "s.tif"], tmp_path / "whole", config, progress=False)
+    every = list(kept)
+    out = tmp_path / "out"
+    kept.clear()
+    with pytest.raises(KeyboardInterrupt):
+        predict(Pretender(mpp=0.5, stop_after=40), [tmp_path / "s.tif"], out, config, progress=False)
+    assert kept == every[: len(kept)]
+    assert 0 < len(kept) < len(every)
+    assert not list(out.glob("geojson/*"))
+    kept_before = list(kept)
+    kept.clear()
+    result = predict(Pretender(mpp=0.5), [tmp_path / "s.tif"], out, config, progress=False)
+    assert result.done == 1
+    assert kept_before + kept == every
+    assert files(out) == files(tmp_path / "whole")
+    third = Pretender(mpp=0.5)
+    again = predict(third, [tmp_path / "s.tif"], out, config, progress=False)
+    assert (again.kept, third.seen) == (1, 0)
+
+
+def test_coordinates_are_those_of_level_0(tmp_path):
+    pixels = painted(160)
+    big = pixels.repeat(2, axis=0).repeat(2, axis=1)
+    write_slide(tmp_path / "s.tif", big, mpp=0.25)
+    model = Pretender(mpp=0.5)
+    predict(model, [tmp_path / "s.tif"], tmp_path / "out", PredictConfig(whole=True), progress=False)
+    nuclei, _ = expected(pixels, scale=0.5)
+    table = pyarrow.parquet.read_table(tmp_path / "out" / "tables" / "s.parquet").to_pydict()
+    assert sorted(table["area_px"]) == sorted(nuclei.areas.tolist())
+    assert sorted(table["area_um2"]) == pytest.approx(sorted(nuclei.areas * 0.25))
+    assert sorted(table["x"]) == pytest.approx(sorted(2 * nuclei.centroids[:, 0] + 1))
+    assert sorted(table["x_um"]) == pytest.approx(sorted((nuclei.centroids[:, 0] + 0.5) / 2))
+    regions = read_regions(tmp_path / "out" / "geojson" / "s.geojson")
+    assert max(polygon.rings[0].max() for polygon in regions.polygons) > 300
+
+
+def test_windows_beyond_the_border_are_mirrored_whatever_is_read_with_them(tmp_path):
+    from eosin.nuclei.pictures import Strip
+
+    pixels = painted(100)[:50]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    picture = open_picture(FoundSlide(tmp_path / "a.png", "a"), mpp=None)
+    padded = np.pad(pixels, ((8, 60), (8, 60), (0, 0)), mode="reflect")
+    both = picture.windows(Strip(1, 0, 3), 60, 44)
+    for column in range(3):
+        wanted = padded[44:104, 44 * column : 44 * column + 60]
+        assert (both[column] == wanted).all()
+        assert (picture.windows(Strip(1, column, column + 1), 60, 44)[0] == wanted).all()
+
+
+def test_a_damaged_image_is_named_and_the_others_go_on(images, tmp_path):
+    data = (images / "a.png").read_bytes()
+    (images / "c.png").write_bytes(data[: len(data) // 2])
+    out = tmp_path / "out"
+    result = predict(Pretender(), [images], out, progress=False)
+    assert [record["name"] for record in result.failed] == ["c"]
+    assert "c.png" in result.failed[0]["path"]
+    assert "decoded" in result.failed[0]["reason"]
+    assert not list(out.rglob("c.*"))
+    (images / "c.png").write_bytes(data)
+    mended = predict(Pretender(), [images], out, progress=False)
+    assert (mended.done, mended.kept, mended.failed) == (1, 2, ())
+
+
+def test_what_is_refused(images, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EosinError, match="empty: no slides; it is empty"):
+        predict(Pretender(), [tmp_path / "empty"], out, progress=False)
+    write_slide(tmp_path / "none.svs", painted(64), mpp=None)
+    with pytest.raises(EosinError, match=r"none\.svs: the file does not say its µm/px; give --source-mpp"):
+        predict(Pretender(), [tmp_path / "none.svs"], out, progress=False)
+    assert predict(Pretender(), [tmp_path / "none.svs"], out, source_mpp="0.25", progress=False).done == 1
+    write_slide(tmp_path / "coarse.tif", painted(64), mpp=0.5)
+    with pytest.raises(EosinError, match=r"coarse\.tif: 0\.25 µm/px is finer .*ask for 0\.5 or coarser"):
+        predict(Pretender(), [tmp_path / "coarse.tif"], tmp_path / "coarse", progress=False)
+    with pytest.raises(EosinError, match="the network does not know its µm/px; give --mpp"):
+        predict(Pretender(mpp=None), [tmp_path / "coarse.tif"], tmp_path / "unknown", progress=False)
+    with pytest.raises(EosinError, match="holds predictions by another network; choose another --out"):
+        predict(Pretender(fingerprint="other"), [images], out, progress=False)
+    with pytest.raises(EosinError, match=r"other settings \(objects\)"):
+        predict(Pretender(), [images], out, PredictConfig(objects="cell"), progress=False)
+    with pytest.raises(EosinError, match="empty2: holds other files; choose another --out"):
+        (tmp_path / "empty2").mkdir()
+        (tmp_path / "empty2" / "mine.txt").touch()
+        predict(Pretender(), [images], tmp_path / "empty2", progress=False)
+    with DirectoryLock(out), pytest.raises(EosinError, match="in use by"):
+        predict(Pretender(), [images], out, progress=False)
+
+
+def test_a_shelf_keeps_more_than_its_memory(tmp_path):
+    shelf = Shelf(20, tmp_path)
+    for number in range(6):
+        shelf.put(number, bytes([number]) * 10)
+    shelf.drop(4)
+    shelf.put(7, bytes([7]) * 10)
+    assert [shelf.get(number) for number in (0, 3, 5, 7)] == [bytes([n]) * 10 for n in (0, 3, 5, 7)]
+    assert shelf.get(4) is None
+    assert len(shelf) == 6
+    assert not list(tmp_path.iterdir())

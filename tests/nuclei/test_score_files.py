@@ -1,0 +1,136 @@
+"""Predictions in files, scored against a truth in files or of a set."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import scipy.io
+import tifffile
+from PIL import Image
+
+from eosin.core.errors import EosinError
+from eosin.nuclei.label_files import read_label_file, write_labels
+from eosin.nuclei.score import score_image
+from eosin.nuclei.score_files import score_files, write_scores
+from eosin.synthetic import render_tile
+
+
+@pytest.fixture(scope="module")
+def tiles():
+    return {name: render_tile("tumor", size=128, mpp=0.25, slide=seed) for seed, name in enumerate("abc")}
+
+
+@pytest.fixture
+def truth(tiles, tmp_path):
+    folder = tmp_path / "truth"
+    folder.mkdir()
+    for name, tile in tiles.items():
+        np.savez(folder / f"{name}.npz", inst_map=tile.instances, type_map=np.where(tile.types > 1, 2, tile.types))
+    return folder
+
+
+def write_guesses(folder, tiles, typed=True):
+    folder.mkdir()
+    for name, tile in tiles.items():
+        labels, types = np.roll(tile.instances, 2, axis=1), np.roll(np.where(tile.types > 1, 2, tile.types), 2, axis=1)
+        if typed:
+            scipy.io.savemat(
+                folder / f"{name}.mat", {"inst_map": labels.astype(float), "type_map": types.astype(float)}
+            )
+        else:
+            write_labels(labels, folder / name, "png")
+    return folder
+
+
+def test_scores_are_those_of_the_arrays(tiles, truth, tmp_path):
+    guesses = write_guesses(tmp_path / "guesses", tiles)
+    scored = score_files(guesses, str(truth))
+    assert scored.types == {1: "type 1", 2: "type 2"}
+    for row, (name, tile) in zip(scored.images, tiles.items(), strict=True):
+        types = np.where(tile.types > 1, 2, tile.types)
+        wanted = score_image(
+            name, tile.instances, np.roll(tile.instances, 2, axis=1), types, np.roll(types, 2, axis=1), (1, 2)
+        )
+        assert row["image"] == name
+        assert row["pq"] == wanted.metrics["pq"]
+        assert row["tp:type 2"] == wanted.types[1].tp
+    assert {"mpq_pannuke", "mpq_image", "mpq_set", "f:type 1"} <= scored.metrics.keys()
+    assert scored.metrics["pq"]["low"] <= scored.metrics["pq"]["value"] <= scored.metrics["pq"]["high"]
+
+
+def test_without_types_on_one_side_none_are_scored(tiles, truth, tmp_path):
+    guesses = write_guesses(tmp_path / "guesses", tiles, typed=False)
+    scored = score_files(guesses, str(truth))
+    assert scored.types == {}
+    assert scored.metrics["pq"]["value"] > 0
+    assert "mpq_set" not in scored.metrics
+
+
+def test_files_hold_what_was_scored(tiles, truth, tmp_path):
+    scored = score_files(truth, str(truth))
+    assert scored.metrics["pq"]["value"] == 1
+    held = json.loads(write_scores(scored, tmp_path / "scores.json").read_text())
+    assert held["metrics"] == scored.metrics
+    assert [row["image"] for row in held["images"]] == ["a", "b", "c"]
+    assert len(write_scores(scored, tmp_path / "scores.csv").read_text().splitlines()) == 4
+    with pytest.raises(EosinError, match=r"ends in \.json"):
+        write_scores(scored, tmp_path / "scores.xlsx")
+
+
+def test_lists_that_do_not_match_are_named(tiles, truth, tmp_path):
+    guesses = write_guesses(tmp_path / "guesses", tiles)
+    (guesses / "b.mat").rename(guesses / "d.mat")
+    with pytest.raises(EosinError, match=r"guesses: no prediction of 'b' of .*truth; it has 'd'"):
+        score_files(guesses, str(truth))
+    (truth / "b.npz").unlink()
+    with pytest.raises(EosinError, match=r"truth: no label map of 'd' of .*guesses"):
+        score_files(guesses, str(truth))
+    with pytest.raises(EosinError, match=r"nowhere: no such folder; give a folder of label maps, or a set"):
+        score_files(tmp_path / "nowhere", str(truth))
+    with pytest.raises(EosinError, match="holds no label maps"):
+        (tmp_path / "bare").mkdir()
+        score_files(guesses, str(tmp_path / "bare"))
+
+
+def test_a_map_of_another_size_is_refused_by_name(tiles, truth, tmp_path):
+    guesses = write_guesses(tmp_path / "guesses", tiles)
+    np.save(guesses / "b.npy", tiles["b"].instances[:-1])
+    (guesses / "b.mat").unlink()
+    with pytest.raises(EosinError, match=r"b \(prediction\): the label map is 128x127 px"):
+        score_files(guesses, str(truth))
+
+
+@pytest.mark.parametrize("form", ["png", "tiff", "npy"])
+def test_label_maps_come_back(tmp_path, form):
+    labels = np.arange(12).reshape(3, 4) * 5461
+    assert (read_label_file(write_labels(labels, tmp_path / "a", form)).labels == labels).all()
+    many = labels + 70_000
+    path = write_labels(many, tmp_path / "b", form)
+    # Ids of more than 16 bits are not wrapped.
+    assert path.suffix == {"png": ".tiff"}.get(form, f".{form}")
+    assert (read_label_file(path).labels == many).all()
+
+
+def test_types_of_a_list_by_id(tmp_path):
+    labels = np.array([[0, 3, 3], [7, 7, 0]])
+    lizard = {"inst_map": labels, "id": [[7], [3]], "class": [[1], [2]]}
+    scipy.io.savemat(tmp_path / "lizard.mat", lizard)
+    assert read_label_file(tmp_path / "lizard.mat").types.tolist() == [2, 1]
+    scipy.io.savemat(tmp_path / "short.mat", {"inst_map": labels, "inst_type": [[1], [2], [2]]})
+    with pytest.raises(EosinError, match=r"short\.mat: nucleus 7 has no entry in 'inst_type'"):
+        read_label_file(tmp_path / "short.mat")
+
+
+def test_damaged_and_colored_files_are_named(tmp_path):
+    write_labels(np.random.default_rng(0).integers(0, 900, (30, 30)), tmp_path / "a", "png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
+    with pytest.raises(EosinError, match=r"a\.png: cannot be read"):
+        read_label_file(tmp_path / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    with pytest.raises(EosinError, match=r"b\.png: an RGB picture"):
+        read_label_file(tmp_path / "b.png")
+    tifffile.imwrite(tmp_path / "c.tif", np.zeros((4, 4), np.float32))
+    with pytest.raises(EosinError, match=r"c\.tif: ids are of type float32"):
+        read_label_file(tmp_path / "c.tif")
