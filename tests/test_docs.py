@@ -15,14 +15,26 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import eosin.demo
 from eosin.cli import VERBS, main
-from eosin.synthetic import write_slides, write_tiles
+from eosin.synthetic import render_tile, write_slides, write_tiles
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 SHORT = ["--samples", "128", "--batch_size", "16", "--optimizer.warmup_samples", "0"]
+SHORT_NUCLEI = ["--network.width", "0.05", "--network.encoder", "random:resnet10t", "--validation.images", "1"]
+SHORT_NUCLEI += [
+    "--decoder.samples",
+    "2",
+    "--decoder.batch_size",
+    "1",
+    "--whole.samples",
+    "2",
+    "--whole.batch_size",
+    "1",
+]
 SHORT += ["--data.workers", "0", "--watch.tiles", "16", "--encoder.architecture", "test_resnet"]
 
 
@@ -39,9 +51,10 @@ def commands(text):
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory):
-    """What the pages speak of: tiles/, labelled.csv, slides/, scales.csv, cut-slides, runs/first, results/."""
+    """What the pages speak of: tiles/, labelled.csv, slides/, images/, truth/, scales.csv, cut-slides, runs/first, results/."""
     folder = tmp_path_factory.mktemp("workspace")
     write_slides(folder / "slides", 4, seed=0)
+    write_nuclei(folder, 2)
     (folder / "scales.csv").write_text("slide,mpp\nsite-1/P0000-1,0.499\n")
     write_tiles(folder / "tiles", tiles=96, slides=6, size=64)
     table = (folder / "tiles" / "index.csv").read_text().splitlines()
@@ -57,6 +70,16 @@ def workspace(tmp_path_factory):
     finally:
         os.chdir(before)
     return folder
+
+
+def write_nuclei(folder, count):
+    """Write images/ and truth/, label maps of the same names."""
+    for place in ("images", "truth"):
+        (folder / place).mkdir()
+    for index in range(count):
+        tile = render_tile("tumor", size=96, mpp=0.25, index=index)
+        Image.fromarray(tile.image.transpose(1, 2, 0)).save(folder / "images" / f"{index}.png")
+        Image.fromarray(tile.instances.astype("uint16")).save(folder / "truth" / f"{index}.png")
 
 
 def run(words):
@@ -75,6 +98,8 @@ def run(words):
     if arguments[0] == "pretrain" and "--help" not in arguments:
         recipe, rest = arguments[1], arguments[2:]
         arguments = ["pretrain", recipe, *SHORT, *rest]
+    if arguments[:2] == ["nuclei", "train"] and "--help" not in arguments:
+        arguments = ["nuclei", "train", arguments[2], *SHORT_NUCLEI, *arguments[3:]]
     if arguments[0] == "demo":
         arguments = [*arguments, "--minutes", "0.02"]
     return main(arguments)
