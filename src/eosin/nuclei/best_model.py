@@ -16,7 +16,7 @@ __all__ = ["BestModel"]
 
 
 class BestModel:
-    """Keeps `best.safetensors`, in whose header stand the step and the panoptic quality that it had.
+    """Keeps `best.safetensors`, whose card says the step and the panoptic quality that it had.
 
     What is kept is a function of the steps taken: a run that is killed and resumed comes by the same best weights
     again, so a file that is ahead of the resumed step does no harm.
@@ -48,7 +48,7 @@ class BestModel:
             return False
         self.step, self.score = step, score
         if write:
-            save_model(network, card, self.path, {"step": str(step), "pq": str(score)})
+            save_model(network, card.model_copy(update={"step": step, "pq": score}), self.path)
         return True
 
     def load_into(self, network: HoverNet) -> None:

@@ -65,6 +65,10 @@ class ModelCard(Config):
     """How maps become nuclei."""
     source: str
     """The set that it was trained on."""
+    step: int = Field(0, ge=0)
+    """Training steps taken."""
+    pq: float | None = None
+    """Panoptic quality on the validation images; None where there were none."""
 
 
 def build_network(
@@ -225,14 +229,13 @@ def with_scale(settings: PostprocessConfig, mpp: float | None) -> PostprocessCon
     return settings.model_copy(update={"scale": scale})
 
 
-def save_model(network: HoverNet, card: ModelCard, path: Path, extra: dict[str, str] | None = None) -> None:
+def save_model(network: HoverNet, card: ModelCard, path: Path) -> None:
     """Write weights and card in one file, whole or not at all.
 
     Args:
         network: The weights.
         card: Their card.
         path: The `.safetensors` file; its directory must exist.
-        extra: Further entries of the header.
 
     Raises:
         EosinError: If the disk is full or the place is not writable.
@@ -240,9 +243,9 @@ def save_model(network: HoverNet, card: ModelCard, path: Path, extra: dict[str, 
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    header = {_CARD_KEY: json.dumps(card.plain()), "format": "pt", **(extra or {})}
     with atomic_file(path) as file:
-        file.write(save(tensors, metadata=header))
+        # One entry: safetensors writes several in any order, and the same run would not give the same bytes.
+        file.write(save(tensors, metadata={_CARD_KEY: json.dumps(card.plain())}))
 
 
 def _file_of(path: Path) -> Path:

@@ -185,7 +185,7 @@ class _Trainer:
                 self.best.finish(result)
                 say(f"best PQ on the validation images {self.best.score:.3f}, at step {self.best.step}: {result}")
             else:
-                save_model(self.network, self.card, result)
+                save_model(self.network, self.card.model_copy(update={"step": self.step}), result)
                 say(f"no validation images: the last weights are kept: {result}")
         return result
 
@@ -403,11 +403,10 @@ class _Trainer:
             self.place.peak, self.place.worse = scores["pq"], 0
         else:
             self.place.worse += 1
-        taken = self.step - self.place.begun
-        if not scores["found"] and scores["true"] and 2 * taken >= self.lengths[self.place.phase] and write:
+        if not scores["found"] and scores["true"] and self.step == self.end and write:
             warn(
-                f"step {self.step}: no nucleus is found in {len(self.data.val)} validation images; the run may be too "
-                f"short, or --{self.phase}.lr too high"
+                f"phase {self.phase} ends without a nucleus found in {len(self.data.val)} validation images; it may be "
+                f"too short, or --{self.phase}.lr too high"
             )
 
     def _in_words(self, record: dict[str, Any]) -> str:
