@@ -105,6 +105,18 @@ def test_cores_of_any_cut(pictures):
     assert as_set(in_blocks(maps, cores)[0]) == as_set(expected)
 
 
+def test_a_second_look_makes_up_for_any_margin(pictures, monkeypatch):
+    maps, expected = pictures[0]
+    monkeypatch.setattr("eosin.nuclei.stitch._MARGIN", 2)
+    monkeypatch.setattr("eosin.nuclei.stitch._ALIGNED", 1)
+    found, widened = in_blocks(maps, blocks(288, 288, 96))
+    assert widened > 0
+    assert as_set(found) == as_set(expected)
+    monkeypatch.setattr("eosin.nuclei.stitch._uncertain", lambda *given: np.zeros(given[-1] + 1, bool))
+    without, _ = in_blocks(maps, blocks(288, 288, 96))
+    assert as_set(without) != as_set(expected)
+
+
 def test_at_another_scale_and_without_types():
     probability, hv, _ = ideal(5, 150)
     maps = (probability.repeat(2, axis=0), hv.repeat(2, axis=1), None)
