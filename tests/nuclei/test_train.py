@@ -56,11 +56,11 @@ TINY = {
     "network.width": 0.03,
     "network.types": False,
     "precision": "fp32",
-    "decoder.samples": 6,
-    "whole.samples": 6,
+    "decoder.samples": 4,
+    "whole.samples": 4,
     "decoder.batch_size": 2,
     "whole.batch_size": 2,
-    "validation.every_steps": 3,
+    "validation.every_steps": 2,
     "checkpoint.every_steps": 2,
     "log.every_steps": 1,
     "log.tensorboard": False,
@@ -84,7 +84,7 @@ def sets(monkeypatch):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A run of 3 + 3 steps with types, never stopped, and the network before some of its steps."""
+    """A run of 2 + 2 steps with types, never stopped, and the network before some of its steps."""
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_data, "open_nuclei", lambda _: some_set())
@@ -140,9 +140,9 @@ class TestARun:
             "environment.json",
         }
         records = read_json_lines(out / "metrics.jsonl")
-        assert [record["step"] for record in records] == list(range(1, 7))
-        assert [record["phase"] for record in records] == [1] * 3 + [2] * 3
-        assert [record["step"] for record in records if "val/mpq" in record] == [3, 6]
+        assert [record["step"] for record in records] == list(range(1, 5))
+        assert [record["phase"] for record in records] == [1] * 2 + [2] * 2
+        assert [record["step"] for record in records if "val/mpq" in record] == [2, 4]
         for record in records:
             parts = {name for name in record if name[:3] in ("np_", "hv_", "tp_")}
             assert parts == {"np_bce", "np_dice", "hv_mse", "hv_msge", "tp_bce", "tp_dice"}
@@ -156,18 +156,18 @@ class TestARun:
         own = load_encoder("random:test_resnet").backbone.state_dict()
         for name, value in own.items():
             assert torch.equal(value, states[0][PREFIX + name])
-            assert torch.equal(value, states[3][PREFIX + name])
-        moved = [name for name, value in own.items() if not torch.equal(value, states[5][PREFIX + name])]
-        assert {"bn1.running_mean", "layer1.0.conv1.weight"} <= set(moved)
+            assert torch.equal(value, states[2][PREFIX + name])
+        moved = [name for name, value in own.items() if not torch.equal(value, states[3][PREFIX + name])]
+        assert {"bn1.running_mean", "conv1.0.weight"} <= set(moved)
         others = [name for name in states[0] if not name.startswith(PREFIX) and name.endswith("weight")]
-        assert all(not torch.equal(states[0][name], states[3][name]) for name in others)
+        assert all(not torch.equal(states[0][name], states[2][name]) for name in others)
 
     def test_killed_again_and_again_it_gives_the_same_bits(self, monkeypatch, undisturbed, tmp_path):
-        """Deaths before a first checkpoint, between two, at a phase's begin, and after the last step."""
+        """Deaths before a first checkpoint, after the phase's turn, and after the last step."""
         out = tmp_path / "run"
         config = tiny(network__types=True, data__workers=2)  # threads change nothing either
         take, finish = train._Trainer._take_step, train.BestModel.finish
-        for moment in (1, 3, 5):
+        for moment in (1, 3):
 
             def dying(self, batch, moment=moment):
                 if self.step == moment:
@@ -192,7 +192,7 @@ class TestARun:
         assert all(torch.equal(one[name], other[name]) for name in one)
 
     @pytest.mark.usefixtures("cheap_steps")
-    @pytest.mark.parametrize("step", [1, 3])
+    @pytest.mark.parametrize("step", [1, 2])
     def test_a_signal_saves_and_stops(self, monkeypatch, tmp_path, step):
         take = train._Trainer._take_step
 
@@ -208,7 +208,7 @@ class TestARun:
         assert Checkpoints(tmp_path / "run" / "checkpoints").saved()[-1][0] == step
         monkeypatch.setattr(train._Trainer, "_take_step", take)
         train_nuclei(tiny(), tmp_path / "run")
-        assert [record["step"] for record in log_without_times(tmp_path / "run")] == list(range(1, 7))
+        assert [record["step"] for record in log_without_times(tmp_path / "run")] == list(range(1, 5))
 
     def test_a_finished_run_is_left_alone(self, undisturbed, capsys):
         out, _ = undisturbed
@@ -349,20 +349,21 @@ def test_two_images_are_learned_by_heart(sets, tmp_path):
     both = [*own, *(NucleiImage(f"v{i.name}", "val", i.name, 0.25, i.shape, i.load) for i in own)]
     sets["disks:"] = NucleiSet("disks", (), tuple(both), "made", 0.25, "", "disks:", (), "both")
     config = tiny(
+        network__encoder="random:test_vit",
         network__window=112,
-        network__width=0.125,
+        network__width=0.06,
         augment=NucleiAugment.none().plain(),
         phases=["whole"],
-        whole__samples=120,
-        whole__lr=3e-3,
-        whole__drop=0.3,
-        validation__every_steps=30,
-        checkpoint__every_steps=60,
+        whole__samples=40,
+        whole__lr=0.01,
+        whole__drop=1.0,
+        validation__every_steps=10,
+        checkpoint__every_steps=20,
     )
     train_nuclei(config, tmp_path / "run")
-    records = [record for record in read_json_lines(tmp_path / "run" / "metrics.jsonl") if "val/pq" in record]
-    print([(round(r["val/pq"], 3), round(r["val/dice"], 3), round(r["loss"], 2)) for r in records])
-    assert records[-1]["val/pq"] > 0.6
+    first, last = [record for record in read_json_lines(tmp_path / "run" / "metrics.jsonl") if "val/pq" in record]
+    assert last["val/pq"] > max(0.7, first["val/pq"])
+    assert last["loss"] < first["loss"]
 
 
 class TestRecipes:

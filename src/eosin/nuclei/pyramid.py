@@ -47,6 +47,8 @@ class PyramidTrunk(Trunk):
         EosinError: If the encoder has no feature maps of this window.
     """
 
+    uses_all = False
+
     def __init__(
         self,
         encoder: Encoder,

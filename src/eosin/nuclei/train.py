@@ -209,10 +209,8 @@ class _Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
         self.model = self.network
         if processes() > 1:
-            # An encoder may have layers that its feature maps do not use.
-            self.model = DistributedDataParallel(
-                self.network, broadcast_buffers=False, find_unused_parameters=self.phase == "whole"
-            )
+            unused = self.phase == "whole" and not trunk.uses_all
+            self.model = DistributedDataParallel(self.network, broadcast_buffers=False, find_unused_parameters=unused)
 
     def _phase(self, run: RunDirectory | None, progress: Progress, task: TaskID) -> None:
         """Take the steps of a phase."""

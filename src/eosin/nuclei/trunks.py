@@ -43,10 +43,12 @@ class Trunk(nn.Module):
 
     Attributes:
         channels: Of the four maps, finest first.
+        uses_all: Whether every weight of the encoder has a share in the maps.
         freeze: None to train the encoder; "full" to leave it as it is; "reference", see `NucleiConfig.freeze`.
     """
 
     channels: tuple[int, int, int, int]
+    uses_all = True
 
     def __init__(self) -> None:
         super().__init__()
