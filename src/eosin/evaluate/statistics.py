@@ -40,7 +40,10 @@ __all__ = [
     "holm",
     "metric_value",
     "paired_test",
+    "percentile_interval",
     "predicted_intervals",
+    "resampled_weights",
+    "sign_flips",
     "spread",
     "spread_of_voters",
 ]
@@ -186,7 +189,7 @@ def predicted_intervals(
     values = measured(np.ones((1, len(measured))))
     draws: dict[str, list[Floats]] = {name: [] for name in values}
     if count > 1:
-        for weights in _resampled_weights(count, seed, resamples, len(unit)):
+        for weights in resampled_weights(count, seed, resamples, len(unit)):
             for name, drawn in measured(spread(weights, unit)).items():
                 draws[name].append(drawn)
     reasons = {name: METRICS[name].undefined for name in measured.metrics}
@@ -248,7 +251,7 @@ def bootstrap_statistic(
 
     draws: list[Floats] = []
     if len(unique) > 1:
-        draws = [average(weights) for weights in _resampled_weights(len(unique), seed, resamples, len(joined))]
+        draws = [average(weights) for weights in resampled_weights(len(unique), seed, resamples, len(joined))]
     return _interval(average(np.ones((1, len(unique)))), draws, undefined)
 
 
@@ -257,14 +260,15 @@ def _interval(values: Floats, draws: list[Floats], undefined: str) -> Interval:
     if np.isnan(value):
         reason = f"undefined: {undefined}"
         return {"value": None, "low": None, "high": None, "reason": reason}
-    low, high = _percentiles(np.concatenate(draws) if draws else np.empty(0))
+    low, high = percentile_interval(np.concatenate(draws) if draws else np.empty(0))
     if low is None:
         reason = "no interval: the test split holds a single group" if not draws else "no interval: undefined"
         return {"value": value, "low": None, "high": None, "reason": reason}
     return {"value": value, "low": low, "high": high}
 
 
-def _percentiles(values: Floats) -> tuple[float | None, float | None]:
+def percentile_interval(values: Floats) -> tuple[float | None, float | None]:
+    """Return the 2.5th and 97.5th percentile of what is not NaN, float64 [n]; None and None of nothing."""
     defined = values[~np.isnan(values)]
     if not len(defined):
         return None, None
@@ -283,7 +287,7 @@ def _units(groups: npt.ArrayLike | None, images: int) -> tuple[npt.NDArray[np.in
     return unit.astype(np.int64), len(unique)
 
 
-def _resampled_weights(groups: int, seed: int, resamples: int, images: int) -> Iterator[Floats]:
+def resampled_weights(groups: int, seed: int, resamples: int, images: int) -> Iterator[Floats]:
     """Yield blocks [r, groups] of how often each group was drawn; the block size does not change the draws."""
     generator = np.random.default_rng(stream_seed(seed, "bootstrap"))
     block = max(1, _BLOCK // max(groups, images))
@@ -347,8 +351,10 @@ def paired_test(
     high: float | None = None
     if groups > 1:
         rows = sum(len(pair.unit) for pair in pairs)
-        blocks = _resampled_weights(groups, seed, resamples, rows)
-        low, high = _percentiles(np.concatenate([_bootstrap_difference(pairs, compute, block) for block in blocks]))
+        blocks = resampled_weights(groups, seed, resamples, rows)
+        low, high = percentile_interval(
+            np.concatenate([_bootstrap_difference(pairs, compute, block) for block in blocks])
+        )
     p, exact = _sign_flip(pairs, known, groups, difference, seed, permutations)
     return Comparison(metric, difference, low, high, p, groups, len(pairs), exact)
 
@@ -428,7 +434,7 @@ def _sign_flip(
     else:
         rows = max(1, _BLOCK // (2 * sum(len(pair.unit) for pair in pairs)))
     extreme = 0
-    for flips in _flips(groups, total, exact, stream_seed(seed, "sign-flip"), rows):
+    for flips in sign_flips(groups, total, exact, stream_seed(seed, "sign-flip"), rows):
         if metric.credit is not None:
             differences = parts.sum() - 2.0 * (flips @ parts)
         else:
@@ -446,7 +452,7 @@ def _group_differences(pairs: list[_Pair], credit: Callable[[Scored], Floats], g
     return np.asarray(np.mean(each, axis=0))
 
 
-def _flips(groups: int, total: int, exact: bool, seed: int, rows: int) -> Iterator[Floats]:
+def sign_flips(groups: int, total: int, exact: bool, seed: int, rows: int) -> Iterator[Floats]:
     """Yield blocks of 0 and 1, float64 [r, groups]: all 2^groups, or `total` random ones."""
     if groups * total <= _KEPT:
         kept = _few_flips(groups, total, exact, seed)

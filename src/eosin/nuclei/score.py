@@ -34,7 +34,7 @@ from eosin.nuclei.metrics import Panoptic, image_metrics, pq_curve, typed_panopt
 from eosin.nuclei.overlap import overlap
 from eosin.nuclei.types import RADIUS, Detection, Pairing, TypeCounts, centers, detect
 
-__all__ = ["THRESHOLDS", "ImageScore", "curve", "rows", "score_image", "set_scores"]
+__all__ = ["THRESHOLDS", "ImageScore", "curve", "rows", "score_image", "set_scores", "statistics_of"]
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """Of the curve over IoU: 0.5, 0.55, ... 0.95."""
@@ -201,12 +201,20 @@ def set_scores(
     groups = [image.group for image in scores]
     return {
         name: bootstrap_statistic([(groups, compute)], seed, resamples, undefined)
-        for name, (compute, undefined) in _statistics(scores, types or {}).items()
+        for name, (compute, undefined) in statistics_of(scores, types or {}).items()
     }
 
 
-def _statistics(scores: Sequence[ImageScore], types: Mapping[int, str]) -> dict[str, tuple[Statistic, str]]:
-    """Everything that is measured, as functions of the weights of images, with why it can be undefined."""
+def statistics_of(scores: Sequence[ImageScore], types: Mapping[int, str]) -> dict[str, tuple[Statistic, str]]:
+    """Return everything that is measured, as functions of the weights of images, with why it can be undefined.
+
+    Args:
+        scores: Of n images.
+        types: Names of the types that were counted, in that order.
+
+    Returns:
+        ``{name: (weights float64 [R, n] -> values float64 [R], reason)}``.
+    """
     none = "no image has a nucleus"
     found: dict[str, tuple[Statistic, str]] = {}
     for name in scores[0].metrics:
