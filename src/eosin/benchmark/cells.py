@@ -26,6 +26,7 @@ __all__ = [
     "CELLS",
     "OpenTask",
     "Subject",
+    "about_encoder",
     "cell_key",
     "newest",
     "open_subject",
@@ -55,6 +56,11 @@ class OpenTask:
     task: Task
     content: str
     synthetic: bool
+
+    @property
+    def name(self) -> str:
+        """Shown in results."""
+        return self.task.name
 
 
 @dataclass(frozen=True)
@@ -167,7 +173,7 @@ def write_cell(
         pq.write_table(result.table(), file)
     record = {
         "key": key,
-        **_about_encoder(subject),
+        **about_encoder(subject),
         **_about_task(opened, result),
         "protocol": asked.shown,
         "protocol_version": asked.protocol.version,
@@ -188,7 +194,8 @@ def write_cell(
     return cast(Record, record)
 
 
-def _about_encoder(subject: Subject) -> dict[str, Any]:
+def about_encoder(subject: Subject) -> dict[str, Any]:
+    """Return what records say about an encoder."""
     card = subject.encoder.card
     return {
         "encoder": subject.name,

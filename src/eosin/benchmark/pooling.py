@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eosin.benchmark.record import Comparison, Estimate, Record, Standing, read_leaderboard
+from eosin.benchmark.nuclei_scores import per_image, pooled_intervals
+from eosin.benchmark.record import Comparison, Estimate, Record, Standing, is_nuclei, read_leaderboard
 from eosin.core.draws import stream_seed
 from eosin.core.errors import EosinError
+from eosin.evaluate.paired_means import paired_means_test
 from eosin.evaluate.predictions import load_predictions
 from eosin.evaluate.statistics import Measured, holm, paired_test, spread
 
@@ -100,6 +102,8 @@ def pool(out: Path, records: Sequence[Record]) -> Standing:
 
 def _pooled_intervals(out: Path, records: Sequence[Record]) -> dict[str, tuple[float | None, float | None]]:
     try:
+        if is_nuclei(records[0]):
+            return pooled_intervals(out, records)
         seeds = [load_predictions(out, record) for record in records]
     except EosinError:
         return {}
@@ -191,9 +195,14 @@ def _compare_pair(
         return stored[metric, *cells].copy()
     one, two = pairs[0]
     try:
-        test = paired_test(
-            [load_predictions(out, a) for a, _ in pairs], [load_predictions(out, b) for _, b in pairs], metric
-        )
+        if is_nuclei(one):
+            test = paired_means_test(
+                [per_image(out, a, metric) for a, _ in pairs], [per_image(out, b, metric) for _, b in pairs], metric
+            )
+        else:
+            test = paired_test(
+                [load_predictions(out, a) for a, _ in pairs], [load_predictions(out, b) for _, b in pairs], metric
+            )
     except EosinError:
         # Undefined (one class), or quarantined tiles differ: the pair has no test, and the page says so.
         return None

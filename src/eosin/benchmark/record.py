@@ -24,7 +24,9 @@ __all__ = [
     "Ranking",
     "Record",
     "Standing",
+    "compared_metric",
     "identity",
+    "is_nuclei",
     "read_comparisons",
     "read_failures",
     "read_leaderboard",
@@ -102,9 +104,9 @@ class Record(TypedDict):
     split_source: str
     """"given", or "made: ..." with the rule by which it was made."""
     classes: list[str]
-    """Class names, in the order of the confusion matrix."""
+    """Class names, in the order of the confusion matrix; of nuclei the types that were learned, perhaps none."""
     grouping: str
-    """What resampling draws: "patient", "slide" or "image"."""
+    """What resampling draws: "patient", "slide" or "image"; of nuclei "image", or "group" for patients or slides."""
     n_train: int
     """Labelled training tiles used, after the fraction was taken."""
     n_val: int
@@ -135,17 +137,20 @@ class Record(TypedDict):
     synthetic: bool
     """Whether the tissue is procedural."""
     predictions: str
-    """Path of the per-image predictions (Parquet), relative to the benchmark directory."""
+    """Path of the per-image predictions (Parquet), relative to the benchmark directory; of nuclei what was counted in
+    each test image."""
     map: str | None
     """Path of the 2-D embedding map (Parquet), relative to the benchmark directory, where one was drawn."""
     gallery: str | None
-    """Path of the encoder's gallery of neighbors and errors (Parquet), where one was made."""
+    """Path of the encoder's gallery (Parquet), where one was made: neighbors and errors; of nuclei the images whose
+    nuclei were found best and worst."""
     precision: str
     """Of the encoder's passes: "fp32" or "bf16"."""
     libraries: dict[str, str | None]
     """Library versions."""
     seconds: float
-    """Wall time of the cell: embedding, unless cached, and probe."""
+    """Wall time of the cell: embedding, unless cached, and probe; of nuclei training and scoring, without what an
+    earlier call did that was stopped."""
     command: str
     """The command line that computed the cell."""
     created: str
@@ -259,12 +264,25 @@ class Failure(TypedDict):
     """When, as UTC in ISO 8601."""
 
 
+_NUCLEI = ("hovernet",)
+"""Protocols that segment nuclei."""
+
 _NEEDED = ("encoder", "task", "protocol", "seed", "metrics", "n_test")
 
 
 def identity(record: Mapping[str, Any]) -> Identity:
     """Return what a record or failure is about."""
     return (record["encoder"], record["task"], record["protocol"], float(record["fraction"]), int(record["seed"]))
+
+
+def is_nuclei(record: Mapping[str, Any]) -> bool:
+    """Tell whether a record, standing or failure is about nuclei, rather than the classes of tiles."""
+    return str(record["protocol"]).partition("?")[0].partition(":")[0] in _NUCLEI
+
+
+def compared_metric(record: Mapping[str, Any]) -> str:
+    """Return the metric of the paired tests and of the ranks: of tiles balanced accuracy, of nuclei PQ."""
+    return "pq" if is_nuclei(record) else "balanced_accuracy"
 
 
 def read_results(out: Path) -> list[Record]:

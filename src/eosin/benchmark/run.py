@@ -11,6 +11,9 @@ from eosin.benchmark.cells import CELLS, OpenTask, Subject, newest, open_subject
 from eosin.benchmark.config import BenchmarkConfig
 from eosin.benchmark.galleries import GALLERIES, gallery_path, write_gallery
 from eosin.benchmark.maps import MAPS, map_path, write_map
+from eosin.benchmark.nuclei_protocol import NucleiAsked, fitting_tasks, open_asked
+from eosin.benchmark.nuclei_scoring import NucleiWork
+from eosin.benchmark.nuclei_task import OpenNuclei, is_nuclei_spec, open_nuclei_task
 from eosin.benchmark.pooling import compare, leaderboard
 from eosin.benchmark.ranking import rank_encoders
 from eosin.benchmark.record import (
@@ -23,7 +26,9 @@ from eosin.benchmark.record import (
     Failure,
     Identity,
     Record,
+    compared_metric,
     identity,
+    is_nuclei,
     read_comparisons,
     read_failures,
 )
@@ -34,15 +39,13 @@ from eosin.core.errors import EosinError, StorageError
 from eosin.core.files import DirectoryLock, writable_directory, write_json_lines
 from eosin.encoders import load_encoder
 from eosin.encoders.named import NamedEncoder, named_encoders
-from eosin.evaluate import Asked, ProbeData, open_protocols
+from eosin.evaluate import Asked, ProbeData
 from eosin.evaluate.cells import load_cells
 from eosin.tasks import is_synthetic, open_task, task_content
 from eosin.training.run import environment, utc_now
+from eosin.training.signals import Interrupted
 
-__all__ = ["COMPARED", "run_benchmark"]
-
-COMPARED = "balanced_accuracy"
-"""The metric of the paired tests and of the ranks."""
+__all__ = ["run_benchmark"]
 
 _WRITTEN_EVERY = 20.0
 """Seconds between two writings of results.jsonl; every cell is a file of its own at once."""
@@ -62,22 +65,23 @@ def run_benchmark(config: BenchmarkConfig, command: str = "") -> list[Record]:
         The records of the cells asked for, in the order of encoders, tasks, protocols, fractions and seeds.
 
     Raises:
-        EosinError: If the configuration or the directory is wrong, or, after all other cells are done and written, if
-            some cells failed; these are listed in OUT/failures.jsonl.
+        EosinError: If the configuration or the directory is wrong; if no protocol fits a task; or, after all other
+            cells are done and written, if some cells failed; these are listed in OUT/failures.jsonl.
     """
     encoders = named_encoders(config.encoders)
-    asked = open_protocols(config.protocols)
+    asked, of_nuclei = open_asked(config.protocols)
+    specs = fitting_tasks(config.tasks, asked, of_nuclei)
     out = writable_directory(config.out)
     if config.shard is not None:
         # Jobs of an array share the directory; what keeps them apart are the embeddings' own locks.
-        run = _Run(config, encoders, asked, command)
+        run = _Run(config, encoders, specs, asked, of_nuclei, command)
         run.compute()
         run.complain([])
         return []
     with DirectoryLock(out):
         for name in (CELLS, "predictions", MAPS, GALLERIES):
             writable_directory(out / name)
-        run = _Run(config, encoders, asked, command)
+        run = _Run(config, encoders, specs, asked, of_nuclei, command)
         run.compute()
         records = run.finish()
     run.complain(records)
@@ -88,12 +92,19 @@ class _Run:
     """One call: the plan, what is done, and what failed."""
 
     def __init__(
-        self, config: BenchmarkConfig, encoders: Sequence[NamedEncoder], asked: Sequence[Asked], command: str
+        self,
+        config: BenchmarkConfig,
+        encoders: Sequence[NamedEncoder],
+        specs: Sequence[str],
+        asked: Sequence[Asked],
+        of_nuclei: Sequence[NucleiAsked],
+        command: str,
     ) -> None:
         self.config = config
         self.encoders = encoders
         self.asked = asked
-        self.conditions = conditions(asked, config.fractions)
+        self.of_nuclei = of_nuclei
+        self.specs = specs
         self.written = 0.0
         self.out = config.out
         described = environment(command)
@@ -105,9 +116,10 @@ class _Run:
         self.records: dict[Identity, Record] = {identity(record): record for record in newest(list(self.done.values()))}
         self.planned: list[Identity] = []
         self.failures: list[Failure] = []
-        self.tasks: dict[tuple[str, int], OpenTask | EosinError] = {}
+        self.tasks: dict[tuple[str, int], OpenTask | OpenNuclei | EosinError] = {}
+        self.trainings = 0
         # A wrong encoder or task is then the whole benchmark, and told once, as the command's error.
-        self.single = len(encoders) == len(config.tasks) == 1
+        self.single = len(encoders) == len(self.specs) == 1
 
     # Computing ---------------------------------------------------------------------------------------------------
 
@@ -119,6 +131,16 @@ class _Run:
         except KeyboardInterrupt:
             self._write_results()
             raise
+        except Interrupted:
+            # A training of nuclei has saved a checkpoint; the benchmark stops as one of tiles does.
+            self._write_results()
+            raise KeyboardInterrupt from None
+
+    def _conditions(self, task: str) -> list[tuple[str, float]]:
+        """Return the protocols that fit a task, with their fractions."""
+        if is_nuclei_spec(task):
+            return [(entry.shown, share) for entry in self.of_nuclei for share in self.config.fractions]
+        return conditions(self.asked, self.config.fractions)
 
     def _compute(self) -> None:
         for encoder in self.encoders:
@@ -130,20 +152,26 @@ class _Run:
 
     def _refuse_equal_task_names(self) -> None:
         specs: dict[str, str] = {}
-        for spec in self.config.tasks:
+        for spec in self.specs:
             opened = self._open(spec, self.config.seeds[0])
             if isinstance(opened, EosinError):
                 continue
-            other = specs.setdefault(opened.task.name, spec)
+            other = specs.setdefault(opened.name, spec)
             if other != spec:
                 raise EosinError(
-                    f"tasks '{other}' and '{spec}' are both named '{opened.task.name}'; "
+                    f"tasks '{other}' and '{spec}' are both named '{opened.name}'; "
                     f"name one: '{spec}{'&' if '?' in spec else '?'}name=NAME'"
                 )
 
-    def _open(self, spec: str, seed: int) -> OpenTask | EosinError:
+    def _open(self, spec: str, seed: int) -> OpenTask | OpenNuclei | EosinError:
+        if is_nuclei_spec(spec):
+            # No seed divides these.
+            seed = self.config.seeds[0]
         if (spec, seed) not in self.tasks:
             try:
+                if is_nuclei_spec(spec):
+                    self.tasks[spec, seed] = open_nuclei_task(spec)
+                    return self.tasks[spec, seed]
                 task = open_task(spec, seed=seed, label_column=self.config.label_column)
                 self.tasks[spec, seed] = OpenTask(spec, task, task_content(task), is_synthetic(task))
             except EosinError as error:
@@ -154,21 +182,24 @@ class _Run:
         try:
             subject = open_subject(name, spec, load_encoder(spec))
         except EosinError as error:
-            for task in self.config.tasks:
+            for task in self.specs:
                 for seed in seeds:
-                    self._fail(name, task, seed, self.conditions, error)
+                    self._fail(name, task, seed, self._conditions(task), error)
             return
-        for task in self.config.tasks:
+        for task in self.specs:
             # Seeds under which the tiles are the same share one pass over them, and are fitted together.
             shared: dict[str, dict[int, OpenTask]] = defaultdict(dict)
             for seed in seeds:
                 opened = self._open(task, seed)
                 if isinstance(opened, EosinError):
-                    self._fail(name, task, seed, self.conditions, opened)
-                else:
+                    self._fail(name, task, seed, self._conditions(task), opened)
+                elif isinstance(opened, OpenTask):
                     shared[opened.task.tiles.content_hash()][seed] = opened
             for group in shared.values():
                 self._scores(Work(self.config, self.asked, subject, group, self.about), task)
+            nuclei = self._open(task, seeds[0])
+            if isinstance(nuclei, OpenNuclei):
+                self._nuclei(NucleiWork(self.config, self.of_nuclei, subject, nuclei, seeds, self.about), task)
 
     def _scores(self, work: Work, task: str) -> None:
         """Compute the cells of an encoder and a task under some seeds."""
@@ -178,9 +209,7 @@ class _Run:
         subject, keys = work.subject, work.keys()
         missing = [cell for cell, key in keys.items() if key not in self.done]
         for cell in keys.keys() - set(missing):
-            # The same weights may have moved since.
-            run = None if subject.run is None else str(subject.run)
-            self._keep({**self.done[keys[cell]], "spec": subject.spec, "run": run})
+            self._keep_done(subject, keys[cell])
         if not missing and not self._undrawn(work):
             return
         try:
@@ -189,11 +218,11 @@ class _Run:
             raise
         except EosinError as error:
             for seed in work.opened:
-                self._fail(subject.name, task, seed, self.conditions, error)
+                self._fail(subject.name, task, seed, self._conditions(task), error)
             return
         data, failed = work.data(embeddings)
         for seed, reason in failed.items():
-            self._fail(subject.name, task, seed, self.conditions, reason)
+            self._fail(subject.name, task, seed, self._conditions(task), reason)
         for cell, result in work.results(embeddings, data, [cell for cell in missing if cell[2] in data]):
             protocol, fraction, seed = cell
             if isinstance(result, EosinError):
@@ -202,6 +231,45 @@ class _Run:
                 self._told(result, keys[cell])
         self._draw(work, data)
         self._write_results()
+
+    def _keep_done(self, subject: Subject, key: str) -> None:
+        # The same weights may have moved since.
+        run = None if subject.run is None else str(subject.run)
+        self._keep({**self.done[key], "spec": subject.spec, "run": run})
+
+    def _nuclei(self, work: NucleiWork, task: str) -> None:
+        """Compute the cells of an encoder and a set of nuclei."""
+        keys = work.keys()
+        if self.config.shard is not None:
+            self._trainings(work, task)
+            return
+        missing = [cell for cell, key in keys.items() if key not in self.done]
+        for cell in keys.keys() - set(missing):
+            self._keep_done(work.subject, keys[cell])
+            work.clear(cell)
+        for cell, result in work.results(missing):
+            protocol, fraction, seed = cell
+            if isinstance(result, EosinError):
+                self._fail(work.subject.name, task, seed, [(protocol, fraction)], result)
+            else:
+                self._told(result, keys[cell])
+        self._write_results()
+
+    def _trainings(self, work: NucleiWork, task: str) -> None:
+        """Train this job's share of an encoder's networks, every n-th of all; a call without --shard scores them."""
+        part, parts = self.config.shard or (0, 1)
+        for cell, key in work.keys().items():
+            mine = self.trainings % parts == part
+            self.trainings += 1
+            if not mine or (self.out / CELLS / f"{key}.json").is_file():
+                continue
+            protocol, fraction, seed = cell
+            try:
+                work.train(cell)
+            except StorageError:
+                raise
+            except EosinError as error:
+                self._fail(work.subject.name, task, seed, [(protocol, fraction)], error)
 
     def _part(self, work: Work, task: str) -> None:
         """Compute this job's part of an encoder's embeddings of a task."""
@@ -212,7 +280,7 @@ class _Run:
             raise
         except EosinError as error:
             for seed in work.opened:
-                self._fail(name, task, seed, self.conditions, error)
+                self._fail(name, task, seed, self._conditions(task), error)
             return
         left = f"; {found.missing} are left to other jobs" if found.missing else "; all are there"
         console.print(
@@ -224,7 +292,7 @@ class _Run:
         self._keep(record)
         if time.monotonic() - self.written > _WRITTEN_EVERY:
             self._write_results()
-        value = record["metrics"][COMPARED]["value"]
+        value = record["metrics"][compared_metric(record)]["value"]
         shown = "undefined" if value is None else f"{value:.3f}"
         labels = "" if record["fraction"] == 1.0 else f" | {100 * record['fraction']:g} % of labels"
         told = f"{record['encoder']} | {record['task']} | {record['protocol']}{labels} | seed {record['seed']}: {shown}"
@@ -240,7 +308,9 @@ class _Run:
         opened = work.opened.get(seed)
         if opened is None or seed not in data:
             return
-        for protocol, fraction in sorted(self.conditions, key=lambda entry: (-entry[1], ":" in entry[0])):
+        for protocol, fraction in sorted(
+            conditions(self.asked, self.config.fractions), key=lambda entry: (-entry[1], ":" in entry[0])
+        ):
             record = self.records.get((subject.name, opened.task.name, protocol, fraction, seed))
             if record is not None and record["task_hash"] == opened.content:
                 predictions = self.out / record["predictions"]
@@ -262,7 +332,7 @@ class _Run:
         self, name: str, task: str, seed: int, conditions: Sequence[tuple[str, float]], error: EosinError
     ) -> None:
         opened = self._open(task, seed)
-        shown = task if isinstance(opened, EosinError) else opened.task.name
+        shown = task if isinstance(opened, EosinError) else opened.name
         for protocol, fraction in conditions:
             if (name, shown, protocol, fraction, seed) in self.planned:
                 continue
@@ -288,8 +358,8 @@ class _Run:
     def _sorted(self) -> list[Record]:
         names = [encoder.name for encoder in self.encoders]
         opened = [self.tasks.get((spec, self.config.seeds[0])) for spec in self.config.tasks]
-        tasks = [entry.task.name for entry in opened if isinstance(entry, OpenTask)]
-        protocols = [entry.shown for entry in self.asked]
+        tasks = [entry.name for entry in opened if isinstance(entry, (OpenTask, OpenNuclei))]
+        protocols = [*(entry.shown for entry in self.asked), *(entry.shown for entry in self.of_nuclei)]
 
         def order(record: Record) -> tuple[Any, ...]:
             return (
@@ -308,6 +378,8 @@ class _Run:
         for record in records:
             about = (record["encoder"], record["fingerprint"], record["task_hash"])
             drawn, shown = map_path(*about), gallery_path(*about, record["protocol"])
+            if is_nuclei(record):
+                shown = f"{GALLERIES}/{record['key']}.parquet"
             record["map"] = drawn if drawn in there else None
             record["gallery"] = shown if shown in there else None
         write_json_lines(self.out / RESULTS, records)
@@ -324,8 +396,14 @@ class _Run:
         records = self._sorted()
         standings = leaderboard(self.out, records)
         write_json_lines(self.out / LEADERBOARD, standings)
-        write_json_lines(self.out / COMPARISONS, compare(self.out, records, COMPARED, self._earlier_comparisons()))
-        write_json_lines(self.out / RANKS, rank_encoders(records, COMPARED))
+        known = self._earlier_comparisons()
+        by_metric: dict[str, list[Record]] = defaultdict(list)
+        for record in records:
+            by_metric[compared_metric(record)].append(record)
+        comparisons = [compare(self.out, group, metric, known) for metric, group in by_metric.items()]
+        write_json_lines(self.out / COMPARISONS, [test for tests in comparisons for test in tests])
+        rankings = [rank_encoders(group, metric) for metric, group in by_metric.items()]
+        write_json_lines(self.out / RANKS, [ranking for found in rankings for ranking in found])
         planned = set(self.planned)
         return [record for record in records if identity(record) in planned]
 

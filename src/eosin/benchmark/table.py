@@ -12,11 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from eosin.benchmark.pooling import leaderboard
-from eosin.benchmark.record import LEADERBOARD, Estimate, Record, Standing
+from eosin.benchmark.record import LEADERBOARD, Estimate, Record, Standing, is_nuclei
 
 __all__ = ["print_table"]
 
 _METRICS = (("balanced_accuracy", "balanced accuracy [95 %]"), ("accuracy", "accuracy"), ("auroc", "AUROC"))
+_NUCLEI_METRICS = (("pq", "PQ [95 %]"), ("aji", "AJI"), ("dice", "Dice"))
 
 _VARIANTS = 3
 """Variants of a protocol that are printed; of more, only their number."""
@@ -35,6 +36,7 @@ def print_table(records: Sequence[Record], console: Console, out: Path = Path())
     sizes = {(r["task"], r["encoder"]): r["n_test"] for r in records}
     for task in dict.fromkeys(record["task"] for record in records):
         mine = [record for record in records if record["task"] == task]
+        metrics_shown = _NUCLEI_METRICS if is_nuclei(mine[0]) else _METRICS
         several = len({record["seed"] for record in mine}) > 1
         title = escape(_title(mine[0])) + ("" if several else ", one seed")
         # Without lines between the columns, and with long names folded, a row fits into 80 characters.
@@ -46,8 +48,8 @@ def print_table(records: Sequence[Record], console: Console, out: Path = Path())
         table.add_column("protocol", overflow="fold")
         if fractions:
             table.add_column("labels", justify="right")
-        for name, label in _METRICS:
-            width = len("0.000 [0.000, 0.000]") if name == _METRICS[0][0] else 5
+        for name, label in metrics_shown:
+            width = len("0.000 [0.000, 0.000]") if name == metrics_shown[0][0] else 5
             table.add_column(label, justify="right", min_width=width)
         if several:
             table.add_column("± (seeds)", justify="right", min_width=len("0.000 (3)"))
@@ -58,7 +60,7 @@ def print_table(records: Sequence[Record], console: Console, out: Path = Path())
             if line["protocol"].partition(":")[0] in folded:
                 continue
             metrics = line["metrics"]
-            first, *others = (metrics.get(name) for name, _ in _METRICS)
+            first, *others = (metrics.get(name) for name, _ in metrics_shown)
             seeds = len(line["seeds"])
             spread = f"{first['sd']:.3f} ({seeds})" if first and "sd" in first else "one seed"
             table.add_row(
@@ -93,7 +95,9 @@ def _folded(lines: Sequence[Standing]) -> dict[str, int]:
 
 def _title(record: Record) -> str:
     synthetic = ", synthetic tissue" if record["synthetic"] else ""
-    return f"{record['task']}: {len(record['classes'])} classes, intervals by {record['grouping']}{synthetic}"
+    count = len(record["classes"])
+    what = (f"nuclei of {count} types" if count else "nuclei") if is_nuclei(record) else f"{count} classes"
+    return f"{record['task']}: {what}, intervals by {record['grouping']}{synthetic}"
 
 
 def _value(estimate: Estimate | None) -> str:
