@@ -11,7 +11,7 @@ from typing import Any
 
 from eosin.report.board import board_rows, published_rows
 from eosin.report.load import Results
-from eosin.report.summary import METRIC_NAMES, headline_metric, higher_is_better
+from eosin.report.summary import headline_metric, higher_is_better, in_words, metric_name
 from eosin.report.view import build_view, encoders_of, metrics_of
 
 __all__ = ["as_csv", "as_json", "as_markdown"]
@@ -60,7 +60,9 @@ def as_json(results: Results) -> str:
     view = build_view(results)
     for tiles in view["data"]["embedding"]["tiles"].values():
         del tiles["sprite"], tiles["thumbnail"]
+    view["data"]["nuclei"] = _without_pictures(view["data"]["nuclei"])
     view["metrics"] = dict(view["metrics"])
+    del view["metric_groups"]
     # The curves of runs stand in data.training.
     view["provenance"]["runs"] = [
         {"path": run.path, "encoder": run.encoder, "seed": run.seed, "config": run.config}
@@ -70,10 +72,20 @@ def as_json(results: Results) -> str:
     return json.dumps(view, ensure_ascii=False, allow_nan=False, indent=1, default=str) + "\n"
 
 
+def _without_pictures(nuclei: dict[str, Any]) -> dict[str, Any]:
+    """Leave images with their numbers, without pixels and outlines."""
+    drawn = ("picture", "truth", "missed", "found", "false")
+    galleries = [
+        gallery | {"images": [{k: v for k, v in image.items() if k not in drawn} for image in gallery["images"]]}
+        for gallery in nuclei["galleries"]
+    ]
+    return {name: value for name, value in nuclei.items() if name != "pictures"} | {"galleries": galleries}
+
+
 def as_markdown(results: Results) -> str:
     """Write the leaderboards as Markdown tables, highest first within a condition, with what to read with care."""
     view = build_view(results)
-    metric, data = view["metric"], view["data"]
+    data = view["data"]
     parts = [f"# {_inline(view['title'])}", " · ".join(view["facts"])]
     if view["synthetic"]:
         names = ", ".join(_inline(name) for name in view["synthetic"])
@@ -85,19 +97,24 @@ def as_markdown(results: Results) -> str:
     for task in view["tasks"]:
         rows = [row for row in data["rows"] if row["task"] == task["name"]]
         about = f"{task['n_train']} training and {task['n_test']} test images; intervals resample {task['grouping']}s"
-        parts += [f"## {_inline(task['name'])}", about, _table(rows, metric, [name for name, _ in view["metrics"]])]
+        parts += [
+            f"## {_inline(task['name'])}",
+            about,
+            _table(rows, task["metric"], [name for name, _ in view["metrics"]]),
+        ]
         if published := published_rows([task["name"]]):
             parts += ["Published by others, not measured here and not ranked:", _published(published)]
     if view["caveats"]:
         parts += ["## Read with care", "\n".join(f"* {_inline(sentence)}" for sentence in view["caveats"])]
-    parts.append(f"{METRIC_NAMES.get(metric, metric)} with its 95 % interval; ± is the standard deviation over seeds.")
+    leading = in_words(list(dict.fromkeys(metric_name(task["metric"]) for task in view["tasks"])))
+    parts.append(f"{leading} with its 95 % interval; ± is the standard deviation over seeds.")
     return "\n\n".join(parts) + "\n"
 
 
 def _table(rows: Sequence[dict[str, Any]], metric: str, metrics: Sequence[str]) -> str:
     present = [name for name in metrics if any(name in row.get("values", {}) for row in rows)]
     present.sort(key=lambda name: name != metric)
-    names = [f"{METRIC_NAMES.get(name, name)} {'↑' if higher_is_better(name) else '↓'}" for name in present]
+    names = [f"{metric_name(name)} {'↑' if higher_is_better(name) else '↓'}" for name in present]
     places = {condition: number for number, condition in enumerate(dict.fromkeys(row["condition"] for row in rows))}
     lines = [["Encoder", "Protocol", *names], ["---", "---", *["---:"] * len(names)]]
     for row in sorted(rows, key=lambda row: (places[row["condition"]], _key(row, metric))):
@@ -129,9 +146,7 @@ def _published(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         value = "not available" if row["value"] is None else f"{row['value']:.3f}"
         source = f"{_inline(row['source'])}, {row['date']}"
-        lines.append(
-            [_inline(row["encoder"]), METRIC_NAMES.get(row["metric"], row["metric"]), value, row["protocol"], source]
-        )
+        lines.append([_inline(row["encoder"]), metric_name(row["metric"]), value, row["protocol"], source])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

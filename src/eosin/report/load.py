@@ -23,12 +23,14 @@ from eosin.benchmark.record import (
     Record,
     Standing,
     identity,
+    is_nuclei,
     read_comparisons,
     read_failures,
     read_results,
 )
 from eosin.core.errors import EosinError
 from eosin.core.files import read_json_lines
+from eosin.report.nuclei import Nuclei, load_nuclei
 from eosin.report.roc import Roc, roc_of
 
 __all__ = ["Cell", "Confusion", "EmbeddingMap", "Gallery", "Results", "Run", "load_results"]
@@ -127,6 +129,7 @@ class Results:
         rocs: ROC curves by (encoder, task, protocol, fraction), but for protocols named "shift:...".
         galleries: Neighbors and surest errors.
         ranks: Lines of ranks.jsonl: encoders ranked over tasks.
+        nuclei: What was found in the test images of sets of nuclei.
     """
 
     out: Path
@@ -141,6 +144,7 @@ class Results:
     rocs: dict[Cell, Roc] = field(default_factory=dict)
     galleries: list[Gallery] = field(default_factory=list)
     ranks: list[dict[str, Any]] = field(default_factory=list)
+    nuclei: Nuclei = field(default_factory=Nuclei)
 
 
 def load_results(out: Path) -> Results:
@@ -156,7 +160,8 @@ def load_results(out: Path) -> Results:
     present = {identity(record) for record in records}
     keys = {str(record.get("key", "")) for record in records}
     missing: list[str] = []
-    confusions, rocs = _predictions(out, records, missing)
+    of_tiles = [record for record in records if not is_nuclei(record)]
+    confusions, rocs = _predictions(out, of_tiles, missing)
     return Results(
         out=out,
         records=records,
@@ -169,8 +174,9 @@ def load_results(out: Path) -> Results:
         runs=_runs(records, missing),
         missing=missing,
         rocs=rocs,
-        galleries=_galleries(out, records, missing),
+        galleries=_galleries(out, of_tiles, missing),
         ranks=_ranks(out, missing),
+        nuclei=load_nuclei(out, records, missing),
     )
 
 

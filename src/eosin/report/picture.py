@@ -10,7 +10,7 @@ import eosin
 from eosin.report.board import board_rows
 from eosin.report.figures import chance
 from eosin.report.load import Results
-from eosin.report.summary import METRIC_NAMES, headline_metric, higher_is_better, is_headline
+from eosin.report.summary import headline_metric, higher_is_better, in_words, is_headline, metric_name
 from eosin.report.view import encoders_of
 
 __all__ = ["as_png"]
@@ -30,8 +30,13 @@ def as_png(results: Results) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    metric = headline_metric(results)
-    rows = [row for row in board_rows(results, encoders_of(results), [metric]) if metric in row.get("values", {})]
+    known = dict.fromkeys(record["task"] for record in results.records)
+    metrics = {task: headline_metric(results, task) for task in known}
+    rows = [
+        row | {"values": {metrics[row["task"]]: row["values"][metrics[row["task"]]]}}
+        for row in board_rows(results, encoders_of(results), list(dict.fromkeys(metrics.values())))
+        if metrics[row["task"]] in row.get("values", {})
+    ]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     classes = {record["task"]: len(record.get("classes") or ()) for record in results.records}
     panels = [_panel([row for row in rows if row["task"] == task]) for task in tasks]
@@ -46,13 +51,13 @@ def as_png(results: Results) -> bytes:
     grid = figure.subplots(lines, columns, squeeze=False, height_ratios=heights)
     for place, axes in enumerate(grid.ravel()):
         if place < len(tasks):
-            _draw(axes, tasks[place], *panels[place], metric, classes[tasks[place]])
+            _draw(axes, tasks[place], *panels[place], metrics[tasks[place]], classes[tasks[place]])
         else:
             axes.axis("off")
-    arrow = "higher" if higher_is_better(metric) else "lower"
-    title = (
-        f"{_plain(results.out.resolve().name or 'benchmark')} · {METRIC_NAMES.get(metric, metric)} ({arrow} is better)"
-    )
+    shown = list(dict.fromkeys(metrics[task] for task in tasks))
+    arrow = "higher" if all(map(higher_is_better, shown)) else "lower"
+    names = in_words([metric_name(metric) for metric in shown])
+    title = f"{_plain(results.out.resolve().name or 'benchmark')} · {names} ({arrow} is better)"
     figure.suptitle(title, fontsize=16, color=_INK, fontweight="bold", x=0.01, ha="left")
     synthetic = any(record.get("synthetic") for record in results.records)
     note = "Synthetic tissue: says nothing about real slides. " if synthetic else ""

@@ -19,11 +19,15 @@ __all__ = [
     "findings",
     "headline_metric",
     "higher_is_better",
+    "in_sentence",
+    "in_words",
     "is_headline",
+    "metric_name",
     "overview",
 ]
 
 HEADLINE = "balanced_accuracy"
+NUCLEI_HEADLINE = "pq"
 METRIC_NAMES = {
     "balanced_accuracy": "Balanced accuracy",
     "accuracy": "Accuracy",
@@ -35,7 +39,24 @@ METRIC_NAMES = {
     "macro_f1_lost": "Macro F1 lost",
     "auroc_lost": "AUROC lost",
     "embedding_moved": "Embedding moved",
+    "pq": "PQ",
+    "aji": "AJI",
+    "dice": "Dice",
+    "dq": "DQ",
+    "sq": "SQ",
+    "aji_plus": "AJI+",
+    "bpq": "bPQ",
+    "pq_set": "PQ of pooled counts",
+    "f_d": "F of detection",
+    "mpq_set": "mPQ of pooled counts",
+    "mpq_image": "mPQ by image",
+    "mpq_pannuke": "mPQ as PanNuke’s",
+    "type_accuracy": "Type accuracy",
 }
+_OF_TYPE = {"f": "F", "pq": "PQ"}
+"""What stands before the colon of a type's metric."""
+_PROPER = ("Dice", "Macro")
+"""First words of names that keep their capital."""
 _LEVEL = 0.05
 _FEW_IMAGES = 200
 _FEW_GROUPS = 30
@@ -61,13 +82,30 @@ class Finding:
     sentence: str
 
 
-def headline_metric(results: Results) -> str:
-    """Return the metric that leads the page: the one compared, else balanced accuracy, else the first there is."""
-    names = [name for record in results.records for name in record["metrics"]]
-    for name in [*(c["metric"] for c in results.comparisons), HEADLINE]:
-        if name in names:
-            return name
-    return names[0]
+def metric_name(metric: str) -> str:
+    """Return a metric's name to show."""
+    kind, separator, of = metric.partition(":")
+    if separator and kind in _OF_TYPE:
+        return f"{_OF_TYPE[kind]} of {of}"
+    return METRIC_NAMES.get(metric, metric)
+
+
+def in_sentence(metric: str) -> str:
+    """Return a metric's name as it stands inside a sentence: "balanced accuracy", "PQ"."""
+    name = metric_name(metric)
+    word = name.partition(" ")[0]
+    return name[0].lower() + name[1:] if word[1:].islower() and word not in _PROPER else name
+
+
+def headline_metric(results: Results, task: str | None = None) -> str:
+    """Return the metric that leads the page, or what is said of a task.
+
+    It is the one compared, else balanced accuracy or PQ, else the first there is.
+    """
+    records = [record for record in results.records if task in (None, record["task"])]
+    names = [name for record in records for name in record["metrics"]]
+    compared = [test["metric"] for test in results.comparisons if task in (None, test["task"])]
+    return next((name for name in [*compared, HEADLINE, NUCLEI_HEADLINE] if name in names), names[0])
 
 
 def higher_is_better(metric: str) -> bool:
@@ -188,7 +226,7 @@ def _p(value: float) -> str:
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def caveats(results: Results, metric: str) -> list[str]:
+def caveats(results: Results) -> list[str]:
     """Return what limits the conclusions, most important first, each in a sentence or two."""
     by_task: dict[str, list[Record]] = defaultdict(list)
     for record in results.records:
@@ -196,7 +234,7 @@ def caveats(results: Results, metric: str) -> list[str]:
     found: list[str] = []
     for task, records in by_task.items():
         found += _about_task(task, records)
-    found += _about_color(results, metric)
+    found += _about_color(results)
     found += _about_seeds(results.records)
     found += _about_versions(by_task)
     if results.failures:
@@ -228,11 +266,12 @@ def _about_task(task: str, records: Sequence[Record]) -> list[str]:
     return found
 
 
-def _about_color(results: Results, metric: str) -> list[str]:
+def _about_color(results: Results) -> list[str]:
     """Name the tasks on which color alone does as well as the best encoder."""
     colors = {r["encoder"] for r in results.records if str(r.get("architecture", "")).startswith("color:")}
     found = []
     for task in dict.fromkeys(record["task"] for record in results.records):
+        metric = headline_metric(results, task)
         for finding in findings(results, task, metric):
             best = finding.best
             rivals = [
@@ -265,7 +304,7 @@ def _about_seeds(records: Sequence[Record]) -> list[str]:
     if fixed:
         return [
             f"{in_words(fixed)}: the same weights and the same split under every seed, so the spread over seeds is "
-            "that of the probe alone."
+            "that of what is fitted to them alone."
         ]
     return []
 

@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from eosin.benchmark.record import Record
+from eosin.benchmark.record import Record, is_nuclei
 from eosin.report import figures
 from eosin.report.board import board_rows, in_order, published_rows, span
 from eosin.report.load import Results
+from eosin.report.nuclei import nuclei_figures
 from eosin.report.pictures import pictures
 from eosin.report.summary import (
     METRIC_NAMES,
@@ -19,6 +20,9 @@ from eosin.report.summary import (
     findings,
     headline_metric,
     higher_is_better,
+    in_sentence,
+    in_words,
+    metric_name,
     overview,
 )
 
@@ -37,6 +41,7 @@ _NAVIGATION = (
     ("roc", "ROC"),
     ("map", "Map"),
     ("tiles", "Tiles"),
+    ("nuclei", "Nuclei"),
     ("training", "Training"),
     ("provenance", "Provenance"),
 )
@@ -52,15 +57,18 @@ def build_view(results: Results) -> dict[str, Any]:
     encoders = encoders_of(results)
     metrics = metrics_of(results, metric)
     tasks = in_order(record["task"] for record in results.records)
-    found = {task: findings(results, task, metric) for task in tasks}
-    cards = [_task(results, task, found[task], metric) for task in tasks]
+    leading = {task: headline_metric(results, task) for task in tasks}
+    found = {task: findings(results, task, leading[task]) for task in tasks}
+    cards = [_task(results, task, found[task], leading[task]) for task in tasks]
     data = _data(results, encoders, metrics, cards)
     optional = _optional(data)
     sections = {name for name, (present, _) in optional.items() if present}
     return {
         "title": results.out.resolve().name or "benchmark",
         "metric": metric,
-        "metrics": [(name, METRIC_NAMES.get(name, name)) for name in metrics],
+        "metrics": [(name, metric_name(name)) for name in metrics],
+        "metric_groups": _metric_groups(results, metrics),
+        "scores": in_words(in_order(in_sentence(name) for name in leading.values())),
         "encoders": encoders,
         "color": {name: index for index, name in enumerate(encoders)},
         "synthetic": sorted({r["task"] for r in results.records if r.get("synthetic")}),
@@ -68,11 +76,11 @@ def build_view(results: Results) -> dict[str, Any]:
         "facts": _facts(results, encoders, tasks),
         "tasks": cards,
         "overview": overview([finding for task in tasks for finding in found[task]]),
-        "caveats": caveats(results, metric),
+        "caveats": caveats(results),
         "provenance": _provenance(results, encoders),
         "failures": results.failures,
         "missing": results.missing,
-        "higher": higher_is_better(metric),
+        "higher": all(higher_is_better(name) for name in leading.values()),
         "sections": sorted(sections),
         "navigation": [(name, label) for name, label in _NAVIGATION if name in sections or name not in optional],
         "absent": [words for present, words in optional.values() if not present],
@@ -92,7 +100,11 @@ def _optional(data: dict[str, Any]) -> dict[str, tuple[bool, str]]:
         row["protocol"].startswith("shift:") and any(name.endswith("_lost") for name in row.get("values", {}))
         for row in data["rows"]
     )
+    of_tiles = any(task["kind"] == "tiles" for task in data["tasks"])
     return {
+        "confusion": (of_tiles, "confusion matrices"),
+        "map": (of_tiles, "embedding maps"),
+        "nuclei": (bool(data["nuclei"]["cells"]), "nuclei"),
         "efficiency": (any(len(found) > 1 for found in shares.values()), "curves over shares of the labels or shots"),
         "ranks": (bool(data["ranks"]), "ranks over tasks"),
         "shift": (changes, "changed images"),
@@ -119,11 +131,12 @@ def _data(
 ) -> dict[str, Any]:
     """Collect what the page's script draws from; every number in it is finite or null."""
     tasks = [card["name"] for card in cards]
-    described = ("name", "classes", "n_train", "n_test", "grouping")
+    described = ("name", "kind", "metric", "classes", "n_train", "n_test", "grouping")
     return {
         "encoders": encoders,
         "metric": metrics[0],
-        "metric_names": {name: METRIC_NAMES.get(name, name) for name in metrics},
+        "metric_names": {name: metric_name(name) for name in metrics},
+        "metric_words": {name: in_sentence(name) for name in metrics},
         "higher": {name: higher_is_better(name) for name in metrics},
         "tasks": [
             {key: card[key] for key in described}
@@ -140,8 +153,21 @@ def _data(
         "confusion": figures.confusion(results),
         "roc": figures.curves(results),
         "embedding": pictures(results.maps, results.galleries),
+        "nuclei": nuclei_figures(results.nuclei, figures.condition),
         "training": figures.training(results.runs),
     }
+
+
+def _metric_groups(results: Results, metrics: Sequence[str]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Part the metrics into those of tiles and those of nuclei, under a heading where there are both."""
+    of_nuclei = {name for record in results.records if is_nuclei(record) for name in record["metrics"]}
+    of_tiles = {name for record in results.records if not is_nuclei(record) for name in record["metrics"]}
+    parts = [
+        ("Tiles", [(name, metric_name(name)) for name in metrics if name in of_tiles]),
+        ("Nuclei", [(name, metric_name(name)) for name in metrics if name in of_nuclei - of_tiles]),
+    ]
+    filled = [part for part in parts if part[1]]
+    return filled if len(filled) > 1 else [("", entries) for _, entries in filled]
 
 
 def _facts(results: Results, encoders: Sequence[str], tasks: Sequence[str]) -> list[str]:
@@ -163,6 +189,9 @@ def _task(results: Results, task: str, found: Sequence[Finding], metric: str) ->
     shown = [_finding(entry, metric) for entry in found]
     return {
         "name": task,
+        "kind": "nuclei" if is_nuclei(first) else "tiles",
+        "metric": metric,
+        "higher": higher_is_better(metric),
         "classes": len(first.get("classes") or ()),
         "n_test": span(record["n_test"] for record in records),
         "n_train": span(record.get("n_train", 0) for record in records),
@@ -181,6 +210,7 @@ def _finding(finding: Finding, metric: str) -> dict[str, Any]:
         "estimate": finding.best["metrics"][metric],
         "tone": finding.tone,
         "sentence": finding.sentence,
+        "higher": higher_is_better(metric),
     }
 
 

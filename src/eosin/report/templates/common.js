@@ -30,6 +30,7 @@ const signed = (value) => (value === null ? "–" : (value < 0 ? "−" : "+") + 
 const pValue = (value) => (value < 0.001 ? "< 0.001" : value.toFixed(3));
 const faded = (hex, share) => `rgba(${[1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)).join(",")},${share})`;
 const metricName = (metric) => data.metric_names[metric] ?? metric;
+const inWords = (metric) => data.metric_words[metric] ?? metricName(metric);
 const arrow = (metric) => (data.higher[metric] ? "↑" : "↓");
 
 // Long names break after an underscore, hyphen or slash rather than anywhere.

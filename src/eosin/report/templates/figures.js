@@ -43,26 +43,27 @@ function dashed(at, text) {
 }
 
 function drawBars() {
-  const metric = metricShown();
   const parent = byId("bars");
-  const rows = filteredRows().filter((row) => row.values && row.values[metric][0] !== null);
-  const sign = data.higher[metric] ? 1 : -1;
+  const rows = filteredRows().filter((row) => row.values && row.values[metricFor(row.task)][0] !== null);
   const waiting = [];
   let most = 0, total = 0;
+  const several = unique(rows.map((row) => metricFor(row.task))).length > 1;
   parent.replaceChildren();
   for (const [task, group] of groupBy(rows, (row) => row.task)) {
+    const metric = metricFor(task);
+    const sign = data.higher[metric] ? 1 : -1;
     const conditions = unique(group.map((row) => row.condition)).slice(0, MOST_CONDITIONS);
     const best = new Map();
     for (const row of group) if (conditions.includes(row.condition)) best.set(row.encoder, Math.max(best.get(row.encoder) ?? -Infinity, sign * row.values[metric][0]));
     const encoders = leading(data.encoders, (name) => best.get(name), MOST_BARS);
     [most, total] = [Math.max(most, encoders.length), Math.max(total, best.size)];
     const title = `Bar chart of ${metricName(metric)} on ${task}; the table above holds the numbers`;
-    waiting.push([frame(parent, task, "", 320, title), group, conditions, encoders]);
+    waiting.push([frame(parent, several ? `${task}: ${metricName(metric)}` : task, "", 320, title), group, conditions, encoders, metric]);
   }
   byId("bars-legend").replaceChildren(...legendOf(unique(waiting.flatMap((entry) => entry[3]))));
   byId("bars-limit").textContent = leftOut(most, total);
   // A figure takes the width it has once all stand in the grid.
-  for (const entry of waiting) drawBarsOf(...entry, metric);
+  for (const entry of waiting) drawBarsOf(...entry);
 }
 
 function drawBarsOf(plot, rows, conditions, encoders, metric) {

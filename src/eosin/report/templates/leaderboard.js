@@ -7,7 +7,6 @@ const MANY_CONDITIONS = 6;
 const MAIN = "*";
 const isSpecial = (row) => /^(shift|fewshot):/.test(row.protocol);
 
-const metricShown = () => byId("metric").value;
 
 function groupBy(rows, key) {
   const groups = new Map();
@@ -20,15 +19,22 @@ function groupBy(rows, key) {
 }
 
 const measuredRows = data.rows.filter((row) => row.values);
+const taskFacts = new Map(data.tasks.map((task) => [task.name, task]));
+const metricsOfTasks = new Map([...groupBy(measuredRows, (row) => row.task)].map(([task, rows]) => [task, new Set(rows.flatMap((row) => Object.keys(row.values)))]));
+
+// The metric chosen above; of a task that has none of it, such as nuclei of accuracy, the task's own.
+function metricFor(task) {
+  const chosen = byId("metric").value;
+  return metricsOfTasks.get(task)?.has(chosen) ? chosen : taskFacts.get(task).metric;
+}
 
 function filteredRows() {
   const task = byId("filter-task").value, protocol = byId("filter-protocol").value, fraction = byId("filter-fraction").value;
   const words = byId("filter-text").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const metric = metricShown();
-  const known = new Set(measuredRows.filter((row) => metric in row.values).map((row) => `${row.task}\n${row.condition}`));
+  const known = new Set(measuredRows.filter((row) => metricFor(row.task) in row.values).map((row) => `${row.task}\n${row.condition}`));
   return data.rows.filter((row) =>
     (!task || row.task === task) && (!protocol || (protocol === MAIN ? !isSpecial(row) : row.protocol === protocol)) && (!fraction || String(row.fraction) === fraction) &&
-    (row.values ? metric in row.values : known.has(`${row.task}\n${row.condition}`)) &&
+    (row.values ? metricFor(row.task) in row.values : known.has(`${row.task}\n${row.condition}`)) &&
     words.every((word) => `${row.encoder} ${row.task} ${row.condition}`.toLowerCase().includes(word)));
 }
 
@@ -80,11 +86,11 @@ function publishedOf(task, metric) {
 }
 
 function boardOf(task, rows, metric) {
-  const about = data.tasks.find((entry) => entry.name === task);
+  const about = taskFacts.get(task);
   const values = rows.flatMap((row) => (row.values ? row.values[metric].slice(0, 3) : []));
   const published = publishedOf(task, metric);
   const axis = axisOf([...values, ...published.map((entry) => entry.value)], about.chance[metric]);
-  const classes = about.classes ? `${about.classes} classes · ` : "";
+  const classes = about.kind === "nuclei" ? `nuclei${about.classes ? ` of ${about.classes} types` : ""} · ` : about.classes ? `${about.classes} classes · ` : "";
   const body = element("tbody", {}, ...orderedRows(rows, metric).map((row) => boardRow(row, metric, axis)));
   const head = element("tr", {}, heading("Encoder"), heading("Protocol"), heading(`${metricName(metric)} ${arrow(metric)}`, true, !data.higher[metric]), axisHeading(axis),
     element("th", { scope: "col", class: "number" }, "95 % interval"), heading("± over seeds", true), heading("Test images", true));
@@ -105,10 +111,9 @@ function orderedRows(rows, metric) {
 
 function drawBoards() {
   const rows = filteredRows();
-  const metric = metricShown();
-  const boards = [...groupBy(rows, (row) => row.task)].map(([task, group]) => boardOf(task, group, metric));
+  const boards = [...groupBy(rows, (row) => row.task)].map(([task, group]) => boardOf(task, group, metricFor(task)));
   byId("boards").replaceChildren(...boards);
-  if (!boards.length) byId("boards").append(element("p", { class: "empty" }, `No line fits: choose other filters, or another metric than ${metricName(metric)}.`));
+  if (!boards.length) byId("boards").append(element("p", { class: "empty" }, `No line fits: choose other filters, or another metric than ${metricName(byId("metric").value)}.`));
   byId("filter-count").textContent = `${rows.length.toLocaleString("en")} of ${data.rows.length.toLocaleString("en")} lines`;
 }
 

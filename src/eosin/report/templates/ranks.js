@@ -50,6 +50,6 @@ function drawRanks() {
 
 function startRanks() {
   if (!byId("ranks")) return;
-  fill(byId("rank-line"), data.ranks.map((_, i) => String(i)), "0", data.ranks.map((line) => `${line.condition}, ${metricName(line.metric).toLowerCase()}`));
+  fill(byId("rank-line"), data.ranks.map((_, i) => String(i)), "0", data.ranks.map((line) => `${line.condition}, ${inWords(line.metric)}`));
   byId("rank-line").addEventListener("change", drawRanks);
 }

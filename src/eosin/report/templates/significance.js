@@ -41,7 +41,7 @@ function drawDifferenceTables(families) {
     if (!rows.length) continue;
     const reach = Math.max(0.02, Math.ceil(21 * Math.max(...rows.flatMap((row) => [row.d, row.low, row.high]).map((v) => Math.abs(v ?? 0)))) / 20);
     const axis = { low: -reach, high: reach, mark: 0 };
-    const caption = element("caption", {}, element("strong", {}, task), " ", element("span", { class: "quiet" }, `${metricName(group[0].metric).toLowerCase()}, paired; p after Holm’s correction over all pairs of a protocol`));
+    const caption = element("caption", {}, element("strong", {}, task), " ", element("span", { class: "quiet" }, `${inWords(group[0].metric)}, paired; p after Holm’s correction over all pairs of a protocol`));
     const head = element("tr", {}, heading("Encoder"), heading("minus"), heading("Protocol"), heading("Difference", true), axisHeading(axis), element("th", { scope: "col", class: "number" }, "95 % interval"), heading("p", true, true), heading("Verdict"));
     tables.push(element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `Differences on ${task}` },
       element("table", { class: "board differences" }, caption, element("thead", {}, head), element("tbody", {}, ...rows.map((row) => differenceRow(row, axis))))));
@@ -68,7 +68,7 @@ function significanceMatrix(family) {
   const head = element("tr", {}, element("td", {}), ...names.map((name) => element("th", { scope: "col" }, ...breakable(name))));
   const rows = names.map((row) => element("tr", {}, element("th", { scope: "row" }, encoderLabel(row)), ...names.map((column) => cell(row, column))));
   return element("div", { class: "panel" }, element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `Significance of pairs on ${family.task}` },
-    element("table", { class: `pairs${small ? " small" : ""}` }, element("caption", {}, element("strong", {}, family.task), " ", element("span", { class: "quiet" }, `${family.condition}, ${metricName(family.metric).toLowerCase()}`)),
+    element("table", { class: `pairs${small ? " small" : ""}` }, element("caption", {}, element("strong", {}, family.task), " ", element("span", { class: "quiet" }, `${family.condition}, ${inWords(family.metric)}`)),
       element("thead", {}, head), element("tbody", {}, ...rows))));
 }
 
@@ -83,8 +83,8 @@ function drawDifferences() {
 
 function startDifferences() {
   if (!byId("difference-tables")) return;
-  const metric = data.differences[0].metric;
-  bestOfFamily = new Map(measuredRows.filter((row) => row.best.includes(metric)).map((row) => [familyKey(row), row.encoder]));
+  const compared = new Map(data.differences.map((family) => [familyKey(family), family.metric]));
+  bestOfFamily = new Map(measuredRows.filter((row) => row.best.includes(compared.get(familyKey(row)))).map((row) => [familyKey(row), row.encoder]));
   const tasks = unique(data.differences.map((family) => family.task)), conditions = unique(data.differences.map((family) => family.condition));
   fill(byId("difference-task"), ["", ...tasks], data.differences.length > FEW_FAMILIES ? tasks[0] : "", ["all tasks", ...tasks]);
   fill(byId("difference-condition"), ["", ...conditions], "", ["all protocols", ...conditions]);

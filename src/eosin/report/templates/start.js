@@ -32,7 +32,7 @@ function startNavigation() {
 
 // The tables come first, then one figure after another, so that the page answers while it draws.
 function drawAll() {
-  const steps = [drawBoards, drawBars, drawDifferences, drawEfficiency, drawRanks, drawShift, drawMatrices, drawRoc, drawMaps, drawTiles, drawCurves];
+  const steps = [drawBoards, drawBars, drawDifferences, drawEfficiency, drawRanks, drawShift, drawMatrices, drawRoc, drawMaps, drawTiles, drawNuclei, drawCurves];
   const next = () => {
     const step = steps.shift();
     if (!step) {
@@ -58,6 +58,7 @@ startConfusion();
 startRoc();
 startMaps();
 startTiles();
+startNuclei();
 startCopying();
 startNavigation();
 drawAll();
