@@ -20,8 +20,9 @@ from eosin.nuclei.metrics import pq
 from eosin.nuclei.model import Maps
 from eosin.nuclei.pictures import open_picture
 from eosin.nuclei.postprocess import postprocess
-from eosin.nuclei.predict import PredictConfig, _Run, predict
-from eosin.nuclei.stream import Shelf
+from eosin.nuclei.predict import PredictConfig, predict
+from eosin.nuclei.predict_run import PredictRun
+from eosin.nuclei.shelf import Shelf
 from eosin.nuclei.targets import targets
 from eosin.slides import FoundSlide, TissueConfig, read_regions
 from eosin.synthetic import render_tile
@@ -196,9 +197,9 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_files(tmp_path, monkeypatc
     write_slide(tmp_path / "s.tif", pixels, mpp=0.5)
     config = PredictConfig(block=70, labels="tiff", tissue=INK)
     kept = []
-    keep = _Run._keep
+    keep = PredictRun._keep
     monkeypatch.setattr(
-        _Run, "_keep", lambda run, opened, work, found: kept.append(work.number) or keep(run, opened, work, found)
+        PredictRun, "_keep", lambda run, opened, work, found: kept.append(work.number) or keep(run, opened, work, found)
     )
     predict(Pretender(mpp=0.5), [tmp_path / "s.tif"], tmp_path / "whole", config, progress=False)
     every = list(kept)

@@ -18,7 +18,7 @@ from eosin.core.files import atomic_file, output_file, read_json_lines
 from eosin.nuclei.datasets import NUCLEI_SETS, open_nuclei
 from eosin.nuclei.datasets.reading import LABEL_SUFFIXES, listed
 from eosin.nuclei.label_files import LabelFile, read_label_file
-from eosin.nuclei.predict import RECORDS, SETTINGS
+from eosin.nuclei.predictions import RECORDS, SETTINGS
 from eosin.nuclei.score import ImageScore, curve, rows, score_image, set_scores
 from eosin.nuclei.types import RADIUS
 
