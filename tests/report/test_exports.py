@@ -80,7 +80,14 @@ def test_a_picture_of_one_and_of_many_is_drawn(rich, tmp_path):
 
 
 def test_published_figures_are_those_of_their_sources():
-    assert {s.protocol for s in read_published()} == {"eva", "not stated where the figures are listed"}
+    assert {s.protocol for s in read_published()} == {
+        "eva",
+        "not stated where the figures are listed",
+        "HoVer-Net, all trained",
+    }
+    nuclei = {(e.encoder, e.source.metric): e.value for e in published_for("consep")}
+    assert nuclei["HoVer-Net (PyTorch)", "pq"] == 0.5464
+    assert nuclei["HoVer-Net (PyTorch)", "aji"] == 0.6009
     mhist = {(e.encoder, e.source.metric): e.value for e in published_for("mhist")}
     assert mhist["Lunit DINO ViT-S/16", "balanced_accuracy"] == 0.781
     assert mhist["MoCo v2 ResNet-50", "accuracy"] == 0.8588

@@ -10,26 +10,20 @@ from typing import Any
 from eosin.benchmark.cells import CELLS, OpenTask, Subject, newest, open_subject
 from eosin.benchmark.config import BenchmarkConfig
 from eosin.benchmark.galleries import GALLERIES, gallery_path, write_gallery
+from eosin.benchmark.joining import write_joined
 from eosin.benchmark.maps import MAPS, map_path, write_map
 from eosin.benchmark.nuclei_protocol import NucleiAsked, fitting_tasks, open_asked
 from eosin.benchmark.nuclei_scoring import NucleiWork
 from eosin.benchmark.nuclei_task import OpenNuclei, is_nuclei_spec, open_nuclei_task
-from eosin.benchmark.pooling import compare, leaderboard
-from eosin.benchmark.ranking import rank_encoders
 from eosin.benchmark.record import (
-    COMPARISONS,
     FAILURES,
-    LEADERBOARD,
-    RANKS,
     RESULTS,
-    Comparison,
     Failure,
     Identity,
     Record,
     compared_metric,
     identity,
     is_nuclei,
-    read_comparisons,
     read_failures,
 )
 from eosin.benchmark.scoring import Work, conditions
@@ -394,25 +388,9 @@ class _Run:
             return []
         self._write_results()
         records = self._sorted()
-        standings = leaderboard(self.out, records)
-        write_json_lines(self.out / LEADERBOARD, standings)
-        known = self._earlier_comparisons()
-        by_metric: dict[str, list[Record]] = defaultdict(list)
-        for record in records:
-            by_metric[compared_metric(record)].append(record)
-        comparisons = [compare(self.out, group, metric, known) for metric, group in by_metric.items()]
-        write_json_lines(self.out / COMPARISONS, [test for tests in comparisons for test in tests])
-        rankings = [rank_encoders(group, metric) for metric, group in by_metric.items()]
-        write_json_lines(self.out / RANKS, [ranking for found in rankings for ranking in found])
+        write_joined(self.out, records)
         planned = set(self.planned)
         return [record for record in records if identity(record) in planned]
-
-    def _earlier_comparisons(self) -> list[Comparison]:
-        try:
-            return read_comparisons(self.out)
-        except EosinError:
-            # It is made from the predictions, and can be again.
-            return []
 
     def complain(self, records: Sequence[Record]) -> None:
         """Raise if cells failed, with the results there are printed first."""

@@ -112,7 +112,8 @@ def as_markdown(results: Results) -> str:
 
 
 def _table(rows: Sequence[dict[str, Any]], metric: str, metrics: Sequence[str]) -> str:
-    present = [name for name in metrics if any(name in row.get("values", {}) for row in rows)]
+    # Of single types, which are many, the CSV holds the values.
+    present = [name for name in metrics if ":" not in name and any(name in row.get("values", {}) for row in rows)]
     present.sort(key=lambda name: name != metric)
     names = [f"{metric_name(name)} {'↑' if higher_is_better(name) else '↓'}" for name in present]
     places = {condition: number for number, condition in enumerate(dict.fromkeys(row["condition"] for row in rows))}

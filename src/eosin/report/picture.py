@@ -38,6 +38,7 @@ def as_png(results: Results) -> bytes:
         if metrics[row["task"]] in row.get("values", {})
     ]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
+    shown = list(dict.fromkeys(metrics[task] for task in tasks)) or [headline_metric(results)]
     classes = {record["task"]: len(record.get("classes") or ()) for record in results.records}
     panels = [_panel([row for row in rows if row["task"] == task]) for task in tasks]
     columns = 1 if len(tasks) < 2 else 2
@@ -51,10 +52,11 @@ def as_png(results: Results) -> bytes:
     grid = figure.subplots(lines, columns, squeeze=False, height_ratios=heights)
     for place, axes in enumerate(grid.ravel()):
         if place < len(tasks):
-            _draw(axes, tasks[place], *panels[place], metrics[tasks[place]], classes[tasks[place]])
+            metric = metrics[tasks[place]]
+            title = tasks[place] if len(shown) == 1 else f"{tasks[place]}: {metric_name(metric)}"
+            _draw(axes, title, *panels[place], metric, classes[tasks[place]])
         else:
             axes.axis("off")
-    shown = list(dict.fromkeys(metrics[task] for task in tasks))
     arrow = "higher" if all(map(higher_is_better, shown)) else "lower"
     names = in_words([metric_name(metric) for metric in shown])
     title = f"{_plain(results.out.resolve().name or 'benchmark')} · {names} ({arrow} is better)"

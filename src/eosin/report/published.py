@@ -20,7 +20,7 @@ class Source(Config):
     url: str
     """Where."""
     date: str
-    """When, as year and month."""
+    """When, as year and month; "undated" where the source does not say."""
     protocol: str
     """Protocol of its figures; that of ours has the same name only where it is the same."""
     metric: str

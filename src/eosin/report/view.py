@@ -11,7 +11,7 @@ from eosin.benchmark.record import Record, is_nuclei
 from eosin.report import figures
 from eosin.report.board import board_rows, in_order, published_rows, span
 from eosin.report.load import Results
-from eosin.report.nuclei import nuclei_figures
+from eosin.report.nuclei_figures import nuclei_figures
 from eosin.report.pictures import pictures
 from eosin.report.summary import (
     METRIC_NAMES,

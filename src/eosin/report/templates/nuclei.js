@@ -52,11 +52,10 @@ function overlay(image) {
 }
 
 function nucleiFigure(image) {
-  const part = image.part ? element("span", { class: "quiet" }, "part of the image") : "";
   return element("li", { class: "specimen" }, overlay(image),
     element("p", {}, element("b", {}, `PQ ${fixed(image.pq, 2)}`), element("span", { class: "quiet" }, ` AJI ${fixed(image.aji, 2)} · Dice ${fixed(image.dice, 2)}`)),
-    element("p", {}, `${image.tp} found, ${image.fn} missed, ${image.fp} without a match `, part),
-    element("p", { class: "quiet name" }, ...breakable(image.name)));
+    element("p", {}, `${image.tp} found, ${image.fn} missed, ${image.fp} without a match`),
+    element("p", { class: "quiet name" }, ...breakable(image.name), image.part ? ", a part" : ""));
 }
 
 function drawNucleiGallery() {

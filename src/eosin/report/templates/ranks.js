@@ -41,10 +41,10 @@ function drawRanks() {
   const parent = byId("rank-figure");
   parent.replaceChildren();
   if (line.encoders.length) parent.append(element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Ranks" }, rankFigure(line)));
-  const sentences = [`Ranks over ${line.tasks.length} tasks (${line.tasks.join(", ")}), 1 is best.`];
+  const sentences = [`Ranks over ${line.tasks.length} task${line.tasks.length === 1 ? "" : "s"} (${line.tasks.join(", ")}), 1 is best.`];
   if (line.p !== null) sentences.push(`Friedman’s test that all are alike: statistic ${fixed(line.statistic, 2)}, p ${line.p < 0.001 ? "" : "= "}${pValue(line.p)}.`);
   if (line.critical_difference !== null) sentences.push("Encoders joined by a bar differ by less than the critical difference of Nemenyi’s test: these tasks cannot tell them apart.");
-  if (line.reason) sentences.push(line.reason.replace(/[.]?$/, "."));
+  if (line.reason) sentences.push(line.reason[0].toUpperCase() + line.reason.slice(1).replace(/[.]?$/, "."));
   byId("rank-note").textContent = sentences.join(" ");
 }
 
