@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/eosin demo --out demo
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 install: $(STAMP)
 
