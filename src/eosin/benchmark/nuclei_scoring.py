@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import pyarrow.parquet as pq
+import torch
 
 from eosin.benchmark.cells import CELLS, Subject, about_encoder
 from eosin.benchmark.config import BenchmarkConfig
@@ -94,8 +95,9 @@ class NucleiWork:
                 raise
             except EosinError as error:
                 yield cell, error
-            # A network is held in circles of references; the next one needs its memory.
-            gc.collect()
+            if torch.cuda.is_available():
+                # A network may be held in circles of references, and the next one needs its memory.
+                gc.collect()
 
     def train(self, cell: Cell) -> None:
         """Train the network of a cell, or go on with it.

@@ -106,7 +106,7 @@ def _sums(first: Sequence[PerImage], second: Sequence[PerImage]) -> tuple[list[_
     def summed(unit: npt.NDArray[np.int64], values: Floats) -> tuple[Floats, Floats]:
         known = ~np.isnan(values)
         totals = np.bincount(unit, weights=np.where(known, values, 0.0), minlength=len(unique))
-        return totals, np.bincount(unit, weights=known, minlength=len(unique))
+        return totals.astype(np.float64), np.bincount(unit[known], minlength=len(unique)).astype(np.float64)
 
     sums = [_Sums(*summed(unit, a), *summed(unit, b)) for unit, (a, b, _) in zip(parts, aligned, strict=True)]
     return sums, len(unique), len(units)

@@ -292,8 +292,9 @@ def resampled_weights(groups: int, seed: int, resamples: int, images: int) -> It
     generator = np.random.default_rng(stream_seed(seed, "bootstrap"))
     block = max(1, _BLOCK // max(groups, images))
     for start in range(0, resamples, block):
-        drawn = generator.integers(0, groups, size=(min(block, resamples - start), groups))
-        yield np.stack([np.bincount(row, minlength=groups) for row in drawn]).astype(np.float64)
+        rows = min(block, resamples - start)
+        drawn = generator.integers(0, groups, size=(rows, groups)) + groups * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups).astype(np.float64)
 
 
 def _known_metric(name: str) -> str:
