@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 from eosin.report.board import rounded
 from eosin.report.load import Results, Run
 from eosin.report.roc import Curve, area, thin
+from eosin.report.summary import is_headline
 
 __all__ = ["chance", "condition", "confusion", "curves", "differences", "ranks", "training"]
+
+T = TypeVar("T")
+Cell = tuple[str, str, str, float]
 
 _CURVE_POINTS = 400
 _ROC_BUDGET = 1_600_000
@@ -51,7 +55,7 @@ def confusion(results: Results) -> list[dict[str, Any]]:
             "counts": matrix.counts.tolist(),
             "seeds": matrix.seeds,
         }
-        for (encoder, task, protocol, fraction), matrix in results.confusions.items()
+        for (encoder, task, protocol, fraction), matrix in _chief_first(results.confusions.items())
     ]
 
 
@@ -74,9 +78,14 @@ def curves(results: Results) -> dict[str, Any]:
                 "macro": _steps(roc.macro, points) if len(roc.curves) > 1 else None,
                 "seeds": roc.seeds,
             }
-            for (encoder, task, protocol, fraction), roc in results.rocs.items()
+            for (encoder, task, protocol, fraction), roc in _chief_first(results.rocs.items())
         ],
     }
+
+
+def _chief_first(cells: Iterable[tuple[Cell, T]]) -> list[tuple[Cell, T]]:
+    """Order (encoder, task, protocol, fraction) with its value so that a picker opens on what the summary speaks of."""
+    return sorted(cells, key=lambda cell: not is_headline(*cell[0][2:]))
 
 
 def _steps(curve: Curve, points: int) -> list[list[int]]:
@@ -105,13 +114,13 @@ def differences(results: Results, encoders: Sequence[str]) -> list[dict[str, Any
         if test["encoder"] in number and test["reference"] in number:
             estimate = [rounded(value) for value in (test["difference"], test["low"], test["high"], test["p_holm"])]
             family["pairs"].append([number[test["encoder"]], number[test["reference"]], *estimate])
-    return list(families.values())
+    return sorted(families.values(), key=lambda family: not is_headline(family["protocol"], family["fraction"]))
 
 
 def ranks(results: Results) -> list[dict[str, Any]]:
     """Return the ranks of encoders over tasks, best first, with the test of Friedman and what it cannot tell apart."""
     found = []
-    for line in results.ranks:
+    for line in sorted(results.ranks, key=lambda line: not is_headline(str(line["protocol"]), float(line["fraction"]))):
         entries = [(str(entry["encoder"]), rounded(entry.get("rank"))) for entry in line["encoders"]]
         friedman = line.get("friedman") or {}
         found.append(

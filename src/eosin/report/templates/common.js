@@ -1,3 +1,4 @@
+const COLORS = 12;
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
@@ -21,7 +22,7 @@ function drawn(tag, attributes = {}, ...children) {
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const extra = (text) => `<extra>${plain(text).replace(/%/g, "&#37;")}</extra>`;
 const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const tone = (index) => variable(`--c${((index % 8) + 8) % 8}`);
+const tone = (index) => variable(`--c${((index % COLORS) + COLORS) % COLORS}`);
 const encoderNumber = new Map(data.encoders.map((name, index) => [name, index]));
 const encoderTone = (name) => tone(encoderNumber.get(name) ?? 0);
 const percent = (share) => `${Math.round(100 * share)} %`;
@@ -37,7 +38,7 @@ const arrow = (metric) => (data.higher[metric] ? "↑" : "↓");
 const breakable = (text) => text.split(/(?<=[_\-/])/).flatMap((part) => [part, element("wbr")]);
 
 function encoderLabel(name) {
-  return element("span", { class: "encoder" }, element("span", { class: `dot c${(encoderNumber.get(name) ?? 0) % 8}`, "aria-hidden": "true" }), name.length <= 28 ? element("span", { class: "whole" }, name) : element("span", {}, ...breakable(name)));
+  return element("span", { class: "encoder" }, element("span", { class: `dot c${(encoderNumber.get(name) ?? 0) % COLORS}`, "aria-hidden": "true" }), name.length <= 28 ? element("span", { class: "whole" }, name) : element("span", {}, ...breakable(name)));
 }
 
 function fill(select, values, chosen, names = values) {

@@ -58,7 +58,7 @@ function boardRow(row, metric, axis) {
   else spread.append(`± ${fixed(sd)} `, element("span", { class: "quiet" }, `(${row.seeds})`));
   return element("tr", best ? { class: "best" } : {}, name, protocol,
     element("td", { class: "number strong", "data-sort": value ?? "", ...(value === null && why ? { title: why } : {}) }, fixed(value)),
-    element("td", { class: "wide" }, intervalDrawing(row.values[metric], axis, `c${encoderNumber.get(row.encoder) % 8}`)),
+    element("td", { class: "wide" }, intervalDrawing(row.values[metric], axis, `c${encoderNumber.get(row.encoder) % COLORS}`)),
     element("td", { class: "number quiet" }, low === null ? element("span", { title: why || "no interval" }, "no interval") : `${fixed(low)}–${fixed(high)}`),
     spread, element("td", { class: "number", "data-sort": row.n.replaceAll(",", "").split("–")[0] }, row.n));
 }

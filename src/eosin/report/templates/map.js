@@ -2,7 +2,7 @@ const symbols = [
   ["circle", "M7 2a5 5 0 1 0 .01 0z"], ["diamond", "M7 1l6 6-6 6-6-6z"], ["square", "M2 2h10v10H2z"], ["triangle-up", "M7 1.5l6 10.5H1z"],
   ["cross", "M5 1h4v4h4v4H9v4H5V9H1V5h4z"], ["triangle-down", "M7 12.5l6-10.5H1z"], ["x", "M3.5 1L7 4.5 10.5 1 13 3.5 9.5 7l3.5 3.5-2.5 2.5L7 9.5 3.5 13 1 10.5 4.5 7 1 3.5z"], ["hexagon", "M7 1l5 3v6l-5 3-5-3V4z"],
 ];
-const symbol = (index) => symbols[(index + Math.floor(index / 8)) % 8];
+const symbol = (index) => symbols[(index + Math.floor(index / COLORS)) % symbols.length];
 const hiddenClasses = new Set();
 const sides = ["first", "second"];
 const atPoint = { first: -1, second: -1 };
@@ -137,7 +137,7 @@ function drawMaps() {
   const named = { pca: "first two principal components of the standardized features", umap: "UMAP, 15 neighbors" };
   const method = named[layoutOf(map)] ?? map.method ?? "two dimensions";
   const meaning = flat ? "" : " The axes, and distances between far groups, carry no meaning.";
-  const many = names.length > MOST_NAMED ? ` ${names.length} ${coloring.title}s share eight colors and shapes.` : "";
+  const many = names.length > MOST_NAMED ? ` ${names.length} ${coloring.title}s share twelve colors and eight shapes.` : "";
   const stain = coloring.numbers ? " Optical density is -log10 of the light that a tile lets through; hematoxylin absorbs red light, eosin hardly." : "";
   byId("map-note").textContent = `${shown}; ${method}; seed ${map.seed ?? "?"}.${judged}${meaning}${many}${stain}`;
 }

@@ -1,6 +1,7 @@
 const FEW_FAMILIES = 8;
 const MOST_MATRICES = 4;
 const SMALL_FROM = 14;
+const SIDE_BY_SIDE = 5;
 const LEVEL = 0.05;
 let bestOfFamily = new Map();
 
@@ -67,7 +68,7 @@ function significanceMatrix(family) {
   };
   const head = element("tr", {}, element("td", {}), ...names.map((name) => element("th", { scope: "col" }, ...breakable(name))));
   const rows = names.map((row) => element("tr", {}, element("th", { scope: "row" }, encoderLabel(row)), ...names.map((column) => cell(row, column))));
-  return element("div", { class: "panel" }, element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `Significance of pairs on ${family.task}` },
+  return element("div", { class: `panel${names.length > SIDE_BY_SIDE ? " whole" : ""}` }, element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `Significance of pairs on ${family.task}` },
     element("table", { class: `pairs${small ? " small" : ""}` }, element("caption", {}, element("strong", {}, family.task), " ", element("span", { class: "quiet" }, `${family.condition}, ${inWords(family.metric)}`)),
       element("thead", {}, head), element("tbody", {}, ...rows))));
 }
@@ -86,8 +87,12 @@ function startDifferences() {
   const compared = new Map(data.differences.map((family) => [familyKey(family), family.metric]));
   bestOfFamily = new Map(measuredRows.filter((row) => row.best.includes(compared.get(familyKey(row)))).map((row) => [familyKey(row), row.encoder]));
   const tasks = unique(data.differences.map((family) => family.task)), conditions = unique(data.differences.map((family) => family.condition));
-  fill(byId("difference-task"), ["", ...tasks], data.differences.length > FEW_FAMILIES ? tasks[0] : "", ["all tasks", ...tasks]);
-  fill(byId("difference-condition"), ["", ...conditions], "", ["all protocols", ...conditions]);
+  // Many protocols, shares and altered stains make a table of thousands of rows, which nobody reads: one protocol is shown first.
+  const many = data.differences.length > FEW_FAMILIES;
+  const task = many && tasks.length > MOST_MATRICES ? tasks[0] : "";
+  const condition = many && conditions.length > 1 ? data.differences.find((family) => !task || family.task === task).condition : "";
+  fill(byId("difference-task"), ["", ...tasks], task, ["all tasks", ...tasks]);
+  fill(byId("difference-condition"), ["", ...conditions], condition, ["all protocols", ...conditions]);
   fill(byId("reference"), ["", ...data.encoders], "", ["the highest of each protocol", ...data.encoders]);
   for (const id of ["difference-task", "difference-condition"]) byId(id).addEventListener("change", drawDifferences);
   byId("reference").addEventListener("change", () => drawDifferenceTables(shownFamilies()));
