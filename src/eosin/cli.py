@@ -234,10 +234,11 @@ def evaluate(
     Args:
         encoder: pathology:NAME (see `eosin encoders`), lunit:NAME, timm:NAME, hf-hub:OWNER/NAME, random:NAME,
             color:stats, a run directory or a weights file.
-        task: folder:DIR, csv:FILE, store:DIR, a public set such as bach:DIR (see `eosin data list`), or synthetic.
+        task: folder:DIR, csv:FILE, store:DIR, a public set such as bach:DIR (see `eosin data list`), synthetic, or
+            nuclei:SPEC, labelled nuclei (see `eosin data list --nuclei`).
         out: Output directory: results.jsonl, predictions, cached embeddings.
         protocol: Protocols, separated by commas: knn, logistic, linear, linear-cached, eva, finetune, fewshot, shift;
-            NAME:VARIANT for one variant, settings after a `?`; "all" for all.
+            hovernet of nuclei; NAME:VARIANT for one variant, settings after a `?`; "all" for all.
         fractions: Shares of the training and validation labels, separated by commas, such as 0.01,0.1,1.
         seeds: Seeds, separated by commas.
         label_column: Column of the label in a manifest.
@@ -278,10 +279,10 @@ def benchmark(
             lunit:NAME, timm:NAME, hf-hub:OWNER/NAME, random:NAME, color:stats, a run directory or a weights file;
             {seed} in a spec stands for each seed.
         tasks: Tasks, separated by commas: folder:DIR, csv:FILE, store:DIR, a public set such as bach:DIR (see `eosin
-            data list`), or synthetic, with options after a `?`.
+            data list`), synthetic, or nuclei:SPEC (see `eosin data list --nuclei`), with options after a `?`.
         out: Output directory; `eosin report` makes a page of it.
         protocols: Protocols, separated by commas: knn, logistic, linear, linear-cached, eva, finetune, fewshot, shift;
-            NAME:VARIANT for one variant, settings after a `?`; "all" for all.
+            hovernet of nuclei; NAME:VARIANT for one variant, settings after a `?`; "all" for all.
         fractions: Shares of the training and validation labels, separated by commas, such as 0.01,0.1,1.
         seeds: Seeds, separated by commas.
         label_column: Column of the label in manifests.

@@ -290,7 +290,7 @@ def test_roc_ranks_and_tiles_follow_their_choices(visit, rich_page):
     page.select_option("#roc-show", "color")
     assert page.locator("#roc-legend li").count() == 9
     page.select_option("#rank-line", "1")
-    assert "two tasks are too few for a test." in page.locator("#rank-note").inner_text()
+    assert "Two tasks are too few for a test." in page.locator("#rank-note").inner_text()
     assert page.locator("#ranks .critical").count() == 0
     page.select_option("#tiles-encoder", "color")
     page.select_option("#tiles-protocol", "logistic")

@@ -120,12 +120,12 @@ def test_the_compared_metric_leads():
 
 
 def said(words, *args, **kwargs):
-    return any(words in sentence for sentence in caveats(results(*args, **kwargs), M))
+    return any(words in sentence for sentence in caveats(results(*args, **kwargs)))
 
 
 def test_caveats_name_what_limits_the_conclusion():
     fine = [record("a", seed=0), record("a", seed=1)]
-    assert caveats(results(fine), M) == []
+    assert caveats(results(fine)) == []
     assert said("only 120 test images", [record("a", n_test=120)])
     assert said("patients and slides are unknown", [record("a", grouping="image")])
     assert said("12 patients only", [record("a", n_groups=12)])
