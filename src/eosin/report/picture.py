@@ -17,6 +17,8 @@ __all__ = ["as_png"]
 
 _MOST = 16
 _CONDITIONS = 4
+_LONG = 28
+"""Letters of a protocol from which its settings are left out of the legend."""
 _COLORS = ("#4b3a99", "#d1477e", "#a18d2b", "#155147")
 _INK, _SOFT, _LINE = "#241f2b", "#625a6d", "#e6e0ea"
 _MARKS = ("o", "s", "D", "^")
@@ -101,7 +103,8 @@ def _draw(
     place = {name: number for number, name in enumerate(encoders)}
     for number, (protocol, fraction) in enumerate(conditions):
         shift = 0.0 if len(conditions) == 1 else 0.5 * (number / (len(conditions) - 1) - 0.5)
-        label = protocol if fraction == 1.0 else f"{protocol}, {100 * fraction:g} %"
+        name = protocol if len(protocol) <= _LONG else f"{protocol.partition('?')[0]}?…"
+        label = name if fraction == 1.0 else f"{name}, {100 * fraction:g} %"
         axes.plot([], [], _MARKS[number], color=_COLORS[number], label=_plain(label))
         for row in rows:
             value, low, high, _ = row["values"][metric]

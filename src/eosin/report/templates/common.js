@@ -34,8 +34,11 @@ const metricName = (metric) => data.metric_names[metric] ?? metric;
 const inWords = (metric) => data.metric_words[metric] ?? metricName(metric);
 const arrow = (metric) => (data.higher[metric] ? "↑" : "↓");
 
+// A protocol with many settings, for axes: its name, and that there are settings.
+const brief = (condition) => (condition.length > 28 ? condition.replace(/\?[^,]*/, "?…") : condition);
+
 // Long names break after an underscore, hyphen or slash rather than anywhere.
-const breakable = (text) => text.split(/(?<=[_\-/])/).flatMap((part) => [part, element("wbr")]);
+const breakable = (text) => text.split(/(?<=[_\-/?&])/).flatMap((part) => [part, element("wbr")]);
 
 function encoderLabel(name) {
   return element("span", { class: "encoder" }, element("span", { class: `dot c${(encoderNumber.get(name) ?? 0) % COLORS}`, "aria-hidden": "true" }), name.length <= 28 ? element("span", { class: "whole" }, name) : element("span", {}, ...breakable(name)));

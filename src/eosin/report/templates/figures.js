@@ -102,7 +102,7 @@ function drawBarsOf(plot, rows, conditions, encoders, metric) {
     bargap: 0.22,
     bargroupgap: 0.08,
     uniformtext: { mode: "hide", minsize: 10 },
-    xaxis: { tickfont: { size: conditions.length > 3 ? 12 : 14, color: variable("--ink") }, showgrid: false },
+    xaxis: { tickvals: conditions.map(plain), ticktext: conditions.map((condition) => plain(brief(condition))), tickfont: { size: conditions.length > 3 ? 12 : 14, color: variable("--ink") }, showgrid: false },
     yaxis: { ...share, zeroline: true },
   }));
 }
