@@ -21,6 +21,8 @@ __all__ = [
     "flatten",
     "parse_overrides",
     "read_yaml",
+    "recipe_file",
+    "recipe_files",
 ]
 
 
@@ -68,6 +70,28 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise EosinError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
     return values
+
+
+def recipe_files(folder: Path) -> list[str]:
+    """Return the names of the recipes in a folder, sorted."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def recipe_file(name: str, folder: Path) -> Path:
+    """Return the file of a recipe: one of `folder` by its name, or any YAML file by its path.
+
+    Raises:
+        EosinError: If there is none.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise EosinError(f"{path}: no such recipe file")
+        return path
+    path = folder / f"{name}.yaml"
+    if "/" in name or not path.is_file():
+        raise EosinError(f"unknown recipe '{name}'; {nearest(name, recipe_files(folder))}; a file ends in .yaml")
+    return path
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:

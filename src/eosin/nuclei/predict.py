@@ -7,10 +7,8 @@ large picture lie in `.parts` until then, so that a run that was stopped, by kil
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 from eosin.core.console import warn
 from eosin.core.errors import EosinError
 from eosin.core.files import directory_held, writable_directory
+from eosin.core.stopping import stopped_alike
 from eosin.nuclei.predict_run import Display, PredictRun
 from eosin.nuclei.predictions import RECORDS, PredictConfig, agree, is_current, records
 from eosin.slides import FoundSlide, find_slides, given_mpp
@@ -98,7 +97,7 @@ def predict(
     fallback, table = given_mpp(found, source_mpp, "--source-mpp", remarks)
     mpp = config.mpp if config.mpp is not None else model.mpp
     writable_directory(out)
-    with directory_held(out), _stopped_alike():
+    with directory_held(out), stopped_alike():
         agree(out, model, config, mpp)
         for remark in remarks:
             warn(remark)
@@ -129,23 +128,6 @@ def predict(
 
 def _more(count: int) -> str:
     return f" ({count:,} more pictures failed, see {RECORDS})" if count else ""
-
-
-@contextlib.contextmanager
-def _stopped_alike() -> Iterator[None]:
-    """Let SIGTERM, which schedulers send when a job's time is over, end a run as tidily as Ctrl-C."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _outside(out: Path, found: Sequence[FoundSlide]) -> list[FoundSlide]:

@@ -7,8 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from eosin.core.config import apply_overrides, read_yaml
-from eosin.core.errors import EosinError, nearest
+from eosin.core.config import apply_overrides, read_yaml, recipe_file, recipe_files
 from eosin.nuclei.config import NucleiConfig
 
 __all__ = ["load_nuclei_recipe", "nuclei_recipe_names"]
@@ -20,7 +19,7 @@ def _folder() -> Path:
 
 def nuclei_recipe_names() -> list[str]:
     """Return the names of the recipes that come with eosin."""
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
+    return recipe_files(_folder())
 
 
 def load_nuclei_recipe(name: str = "hovernet", overrides: Mapping[str, Any] | None = None) -> NucleiConfig:
@@ -33,12 +32,4 @@ def load_nuclei_recipe(name: str = "hovernet", overrides: Mapping[str, Any] | No
     Raises:
         EosinError: If the recipe or a field is not known, or a value does not fit.
     """
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise EosinError(f"{path}: no such recipe file")
-    else:
-        path = _folder() / f"{name}.yaml"
-        if "/" in name or not path.is_file():
-            raise EosinError(f"unknown recipe '{name}'; {nearest(name, nuclei_recipe_names())}; a file ends in .yaml")
-    return NucleiConfig.parse(apply_overrides(read_yaml(path), dict(overrides or {})), name)
+    return NucleiConfig.parse(apply_overrides(read_yaml(recipe_file(name, _folder())), dict(overrides or {})), name)

@@ -12,6 +12,7 @@ A trunk's encoder holds the weights that a frozen phase leaves alone; all other 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ def initialize(part: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-class Trunk(nn.Module):
+class Trunk(nn.Module, ABC):
     """Gives maps at 1, 1/2, 1/4 and 1/8.
 
     Attributes:
@@ -54,9 +55,9 @@ class Trunk(nn.Module):
         super().__init__()
         self.freeze: Freeze | None = None
 
+    @abstractmethod
     def body(self) -> list[nn.Module]:
         """Return the parts that are the encoder; the others learn in every phase."""
-        raise NotImplementedError
 
     def set_freeze(self, freeze: Freeze | None) -> None:
         """Freeze the encoder, or let it train."""
@@ -73,13 +74,13 @@ class Trunk(nn.Module):
                 part.eval()
         return self
 
+    @abstractmethod
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 [B, 3, H, W] into the float32 that the encoder takes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return maps [B, C, h, w], finest first."""
-        raise NotImplementedError
 
 
 class ResNetTrunk(Trunk):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eosin.augment import AugmentConfig
-from eosin.core.config import apply_overrides, read_yaml
+from eosin.core.config import apply_overrides, read_yaml, recipe_file, recipe_files
 from eosin.core.errors import EosinError, nearest
 from eosin.methods import METHODS
 from eosin.pretrain.config import PretrainConfig
@@ -23,7 +23,7 @@ def _folder() -> Path:
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with eosin."""
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
+    return recipe_files(_folder())
 
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> PretrainConfig:
@@ -38,15 +38,7 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Pretra
     Raises:
         EosinError: If the recipe or a field is not known, or a value does not fit.
     """
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise EosinError(f"{path}: no such recipe file")
-    else:
-        path = _folder() / f"{name}.yaml"
-        if "/" in name or not path.is_file():
-            raise EosinError(f"unknown recipe '{name}'; {nearest(name, recipe_names())}; a file ends in .yaml")
-    values: Mapping[str, Any] = read_yaml(path)
+    values: Mapping[str, Any] = read_yaml(recipe_file(name, _folder()))
     overrides = dict(overrides or {})
     _check_augment_fields(overrides)
     if overrides.get("augment.preset") is not None or any(field.startswith(EVERY_VIEW) for field in overrides):

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from typing import Any
 from eosin.core.console import warn
 from eosin.core.errors import EosinError
 from eosin.core.files import directory_held
+from eosin.core.stopping import stopped_alike
 from eosin.slides import FoundSlide, find_slides
 from eosin.tiling.config import TilingConfig
 from eosin.tiling.display import TilingProgress
@@ -124,7 +122,7 @@ def tile_slides(
     jobs, more = make_jobs(found, config, extras)
     remarks += more
     records = Records(out)
-    with directory_held(out, shard), _stopped_alike():
+    with directory_held(out, shard), stopped_alike():
         records.agree(config)
         done, failed = records.done(), records.failed()
         jobs = _under_known_names(jobs, failed | done)
@@ -169,23 +167,6 @@ def tile_slides(
         left=sum(job.name not in known for job in jobs),
         damaged=progress.damaged,
     )
-
-
-@contextmanager
-def _stopped_alike() -> Iterator[None]:
-    """Let SIGTERM, which schedulers send when a job's time is over, end a run as tidily as Ctrl-C."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _cores() -> int:
