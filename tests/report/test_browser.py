@@ -122,6 +122,14 @@ def test_differences_follow_the_reference(visit, typical_page):
     assert {row.locator("th").inner_text() for row in rows.all()} == {"mocov2", "random"}
 
 
+def test_many_differences_open_on_one_protocol(visit, grand_page):
+    page = visit(grand_page)
+    assert page.locator("#difference-task").input_value() == "task-0"
+    assert page.locator("#difference-condition").input_value() == "knn"
+    cells = page.locator("#difference-tables tbody tr td:nth-child(3)")
+    assert set(cells.all_inner_texts()) == {"knn"}
+
+
 def test_confusion_is_selectable(visit, typical_page):
     page = visit(typical_page)
     page.select_option("#confusion-task", "osteosarcoma")

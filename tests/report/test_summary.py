@@ -145,3 +145,21 @@ def test_color_that_does_as_well_is_called_out():
     assert said("color alone (hue) reaches 0.750", records, level)
     assert not said("color alone", records, [standing("net", 0.8, low=0.76), standing("hue", 0.75)])
     assert said("color alone", records, [standing("net", 0.7), standing("hue", 0.75)])
+
+
+def test_figures_start_with_what_the_summary_speaks_of():
+    from types import SimpleNamespace
+
+    from eosin.report.figures import differences
+
+    shared = {"task": "crc", "metric": "accuracy", "grouping": "image", "n_groups": 9, "encoder": "a", "reference": "b"}
+    shared |= {"difference": 0.1, "low": 0.0, "high": 0.2, "p_holm": 0.04}
+    asked = [("fewshot:simpleshot-1", 1.0), ("knn", 0.1), ("knn", 1.0), ("shift:blur", 1.0), ("logistic", 1.0)]
+    tests = [shared | {"protocol": protocol, "fraction": fraction} for protocol, fraction in asked]
+    found = differences(SimpleNamespace(comparisons=tests), ["a", "b"])
+    assert [family["condition"] for family in found[:2]] == ["knn", "logistic"]
+    assert [family["condition"] for family in found[2:]] == [
+        "fewshot:simpleshot-1",
+        "knn, 10 % of labels",
+        "shift:blur",
+    ]
