@@ -264,6 +264,33 @@ def test_a_call_in_which_nothing_fits_is_one_line(configure, stand_in):
         run_benchmark(configure(tasks=("nuclei:folder:/tmp",), encoders=("a=random:test_vit",)))
 
 
+def test_fine_tuning_goes_on_where_the_frozen_variant_ended(configure, stand_in):
+    """Each right after the other, in its folder; settings that differ begin anew."""
+    config = configure(
+        encoders=("good=random:test_resnet",),
+        protocols=("hovernet", "hovernet:finetune?lr=0.5"),
+        fractions=(0.5, 1.0),
+    )
+    given = []
+    train = stand_in.train
+
+    def noted(training, out, command=""):
+        given.append(
+            (training.phases, training.data.fraction, training.whole.lr, sorted(p.name for p in out.glob("*")))
+        )
+        train(training, out, command)
+
+    scoring.train_nuclei = noted  # the fixture puts the real one back
+    run_benchmark(config)
+    both = ("decoder", "whole")
+    assert given == [
+        (phases, fraction, lr, found)
+        for fraction in (0.5, 1.0)
+        for phases, lr, found in ((("decoder",), 1e-4, []), (both, 1e-4, ["config.yaml"]), (both, 0.5, []))
+    ]
+    assert not list((config.out / "work").iterdir())
+
+
 def test_jobs_of_an_array_share_the_trainings(configure, stand_in):
     config = configure(protocols=("hovernet",))
     for part in range(2):

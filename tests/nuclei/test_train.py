@@ -17,7 +17,7 @@ from eosin.nuclei.augment import NucleiAugment
 from eosin.nuclei.datasets import NucleiImage, NucleiSample, NucleiSet
 from eosin.nuclei.model import NucleiModel
 from eosin.nuclei.recipe import load_nuclei_recipe, nuclei_recipe_names
-from eosin.nuclei.train import train_nuclei
+from eosin.nuclei.train import train_nuclei, with_more_phases
 from eosin.nuclei.validation import image_maps
 from eosin.training.checkpoints import Checkpoints
 from eosin.training.signals import Interrupted
@@ -155,9 +155,9 @@ class TestARun:
         _, states = undisturbed
         own = load_encoder("random:test_resnet").backbone.state_dict()
         for name, value in own.items():
-            assert torch.equal(value, states[0][PREFIX + name])
-            assert torch.equal(value, states[2][PREFIX + name])
-        moved = [name for name, value in own.items() if not torch.equal(value, states[3][PREFIX + name])]
+            assert torch.equal(value, states[0][PREFIX + name].cpu())
+            assert torch.equal(value, states[2][PREFIX + name].cpu())
+        moved = [name for name, value in own.items() if not torch.equal(value, states[3][PREFIX + name].cpu())]
         assert {"bn1.running_mean", "conv1.0.weight"} <= set(moved)
         others = [name for name in states[0] if not name.startswith(PREFIX) and name.endswith("weight")]
         assert all(not torch.equal(states[0][name], states[2][name]) for name in others)
@@ -189,6 +189,18 @@ class TestARun:
         assert (first / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
         one, other = last_state(first), last_state(out)
         assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+    def test_a_finished_run_takes_further_phases_to_the_same_bits(self, undisturbed, tmp_path):
+        out = tmp_path / "run"
+        train_nuclei(tiny(network__types=True, phases=["decoder"]), out)
+        with_more_phases(out, tiny(network__types=True))
+        assert not (out / "model.safetensors").exists()
+        train_nuclei(tiny(network__types=True), out)
+        first, _ = undisturbed
+        assert log_without_times(first) == log_without_times(out)
+        assert (first / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+        one, other = last_state(first), last_state(out)
         assert all(torch.equal(one[name], other[name]) for name in one)
 
     @pytest.mark.usefixtures("cheap_steps")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -34,7 +34,7 @@ from eosin.nuclei.labels import Labels
 from eosin.nuclei.model import NucleiModel
 from eosin.nuclei.postprocess import postprocess
 from eosin.nuclei.score import ImageScore, score_image, set_scores
-from eosin.nuclei.train import train_nuclei
+from eosin.nuclei.train import train_nuclei, with_more_phases
 from eosin.nuclei.types import RADIUS
 from eosin.nuclei.validation import image_maps
 from eosin.training.run import utc_now
@@ -86,11 +86,15 @@ class NucleiWork:
         return short_hash("nuclei", _VERSION, *about_encoder, *about_task, *how)
 
     def results(self, missing: Iterable[Cell]) -> Iterator[tuple[Cell, Record | EosinError]]:
-        """Compute the missing cells one by one, each written before it is handed out."""
+        """Compute the missing cells one by one, each written before it is handed out.
+
+        A training that begins as another does comes right after it, and goes on where that one ended.
+        """
         keys = self.keys()
-        for cell in missing:
+        ordered = sorted(missing, key=lambda cell: cell[1:])
+        for place, cell in enumerate(ordered):
             try:
-                yield cell, self._result(cell, keys[cell])
+                yield cell, self._result(cell, keys[cell], set(ordered[place + 1 :]))
             except StorageError:
                 raise
             except EosinError as error:
@@ -151,7 +155,21 @@ class NucleiWork:
         most = asked.config.validation.images or there
         return min(most, max(1, round(share * there))) if there else asked.config.validation.images
 
-    def _result(self, cell: Cell, key: str) -> Record:
+    def _hand_on(self, cell: Cell, wanted: Set[Cell]) -> None:
+        """Leave the run of a cell to one that is wanted and has the same first phases; without one, remove it."""
+        own = self._training(cell)
+        for entry in self.asked:
+            other = (entry.shown, *cell[1:])
+            longer = self._training(other)
+            begins = longer.phases[: len(own.phases)] == own.phases and longer.phases != own.phases
+            same = longer.model_copy(update={"phases": own.phases}) == own
+            if other in wanted and begins and same and not self._folder(other).exists():
+                with_more_phases(self._folder(cell), longer)
+                self._folder(cell).rename(self._folder(other))
+                return
+        self.clear(cell)
+
+    def _result(self, cell: Cell, key: str, wanted: Set[Cell]) -> Record:
         started = time.perf_counter()
         self.train(cell)
         model = NucleiModel.load(self._folder(cell), device=self._device, precision=self._precision)
@@ -182,7 +200,7 @@ class NucleiWork:
             "created": utc_now(),
         }
         save_cell(self.config.out, CELLS, record)
-        self.clear(cell)
+        self._hand_on(cell, wanted)
         return cast(Record, record)
 
     def _scores(self, model: NucleiModel) -> tuple[list[ImageScore], Extremes]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from rich.progress import Progress, TaskID
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -27,7 +28,7 @@ from eosin.core.config import apply_overrides
 from eosin.core.console import progress_bar, warn
 from eosin.core.draws import stream_seed
 from eosin.core.errors import EosinError
-from eosin.core.files import short_hash
+from eosin.core.files import atomic_file, short_hash
 from eosin.core.memory import keep_freed_memory
 from eosin.encoders import load_encoder
 from eosin.nuclei.best_model import BestModel
@@ -46,7 +47,7 @@ from eosin.training.run import RunDirectory, run_directory
 from eosin.training.signals import Interrupted, StopSignal
 from eosin.training.sums import Sums
 
-__all__ = ["train_nuclei"]
+__all__ = ["train_nuclei", "with_more_phases"]
 
 _LOOKS = 20
 """Looks at the validation images, and checkpoints, where no number of steps is given."""
@@ -85,6 +86,19 @@ def train_nuclei(config: NucleiConfig, out: Path, command: str = "") -> Path:
             settings = {"free": FREE_FIELDS, "command": command, "keep": config.checkpoint.keep, "log": config.log}
             with run_directory(out, config, result=MODEL_FILE, **settings) as run:
                 return trainer.train(out, run)
+
+
+def with_more_phases(run: Path, config: NucleiConfig) -> None:
+    """Make a finished run one that has phases left: the next `train_nuclei` takes them, as if it had taken all.
+
+    Args:
+        run: The directory of a finished run.
+        config: Of it, with further phases behind its own.
+    """
+    # In this order a kill leaves a finished run, or one to resume.
+    with atomic_file(run / "config.yaml", "w") as file:
+        yaml.safe_dump(config.plain(), file, sort_keys=False)
+    (run / MODEL_FILE).unlink(missing_ok=True)
 
 
 @dataclass
@@ -281,6 +295,11 @@ class _Trainer:
             self.place = _Place(**state["place"])
             self.best.step, self.best.score = state["best"]["step"], state["best"]["score"]
             say(f"resuming {out} at step {self.step} of {self.steps}")
+            if state["phase"] != self.phase:
+                # A run of the phases before ended there, see `with_more_phases`: what `_turn` does is left to do.
+                if self.best.step:
+                    self.best.load_into(self.network)
+                state = None
         agree_on_step(self.step, self.device, out)
         if run is not None:
             run.rewind(self.step)
@@ -293,6 +312,7 @@ class _Trainer:
             self.step,
             {
                 "material": self.material,
+                "phase": self.phase,
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "sums": self.sums.state_dict(),
