@@ -390,7 +390,8 @@ import signal, sys, threading, time
 from eosin.data import Quarantine, iterate_tiles, open_tiles
 
 stopping = threading.Event()
-signal.signal(signal.SIGINT, lambda *_: stopping.set())
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: stopping.set())
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 tiles = open_tiles(sys.argv[1])
 after = 0
@@ -403,7 +404,8 @@ print("finished", after, flush=True)
 """
 
 
-def test_ctrl_c_is_for_the_main_process_to_handle(folder: Folder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_for_the_main_process_to_handle(folder: Folder, tmp_path: Path, number: int) -> None:
     """A script without a main guard that finishes its work after Ctrl-C: the workers carry on and print nothing."""
     script = tmp_path / "script.py"
     script.write_text(UNGUARDED)
@@ -416,9 +418,9 @@ def test_ctrl_c_is_for_the_main_process_to_handle(folder: Folder, tmp_path: Path
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     output, errors = process.communicate(timeout=100)
-    assert output == "finished 38\n"
+    assert (output, errors) == ("finished 38\n", "")
     assert errors == ""
     assert process.returncode == 0
 

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from eosin.core.errors import EosinError
-from eosin.core.server import end_with_parent
+from eosin.core.server import end_with_parent, signals_held_back
 
 __all__ = ["Reader", "default_workers", "read_ahead", "script_left_out"]
 
@@ -137,7 +137,7 @@ def _share(item: Any) -> None:
 
 
 def _start(dataset: Dataset[Any], keys: Iterable[Any], workers: int) -> Iterator[Any]:
-    with _interrupts_held_back(), _child_handler_kept(), script_left_out(), warnings.catch_warnings():
+    with signals_held_back(), _child_handler_kept(), script_left_out(), warnings.catch_warnings():
         # More workers than cores is the caller's choice.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader: DataLoader[Any] = DataLoader(
@@ -192,18 +192,8 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _prepare_worker(_: int) -> None:
-    # Ctrl-C reaches the whole process group: the main process alone decides and speaks.
+    # Signals reach the whole process group: the main process alone decides and speaks.
     end_with_parent()
-
-
-@contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Let children be born with Ctrl-C blocked, so that none dies with a traceback before it is prepared."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
