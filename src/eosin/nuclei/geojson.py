@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from eosin.core.files import atomic_file
 from eosin.nuclei.colors import color_of
@@ -21,6 +23,9 @@ from eosin.nuclei.found import Nuclei
 __all__ = ["ObjectType", "write_geojson"]
 
 ObjectType = Literal["detection", "cell"]
+
+# Parts given to processes before one is asked back.
+_AHEAD = 16
 
 
 def write_geojson(
@@ -32,6 +37,7 @@ def write_geojson(
     classes: Sequence[str] = (),
     objects: ObjectType = "detection",
     name: str = "",
+    pool: Executor | None = None,
 ) -> int:
     """Write nuclei, part by part; the file is there whole or not at all.
 
@@ -43,6 +49,7 @@ def write_geojson(
         classes: Types 1 to n by name.
         objects: What QuPath is to make of them.
         name: Of the picture; ids are made of it and the nucleus's number, so that a second run gives the same.
+        pool: Processes that put parts into words; without, they are put into words here.
 
     Returns:
         How many were written.
@@ -51,15 +58,52 @@ def write_geojson(
         EosinError: If the file cannot be written.
     """
     count = 0
+
+    def asked() -> Iterator[tuple[Nuclei, int]]:
+        nonlocal count
+        for part in parts:
+            if len(part):
+                yield part, count + 1
+                count += len(part)
+
+    settings = (name, step, mpp, classes, objects)
     with atomic_file(path, "w") as file:
         file.write('{"type": "FeatureCollection", "features": [')
-        for part in parts:
-            for place in range(len(part)):
-                file.write(",\n" if count else "\n")
-                count += 1
-                file.write(_feature(part, place, _id(name, count), step, mpp, classes, objects))
+        between = "\n"
+        for text in _in_words(asked(), settings, pool):
+            file.write(between + text)
+            between = ",\n"
         file.write("\n]}\n")
     return count
+
+
+def _in_words(parts: Iterator[tuple[Nuclei, int]], settings: Any, pool: Executor | None) -> Iterator[str]:
+    if pool is None:
+        for part, first in parts:
+            yield _features(part, first, *settings)
+        return
+    running: deque[Future[str]] = deque()
+    for part, first in parts:
+        running.append(pool.submit(_features, part, first, *settings))
+        if len(running) > _AHEAD:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+def _features(
+    part: Nuclei,
+    first: int,
+    name: str,
+    step: tuple[float, float],
+    mpp: float | None,
+    classes: Sequence[str],
+    objects: ObjectType,
+) -> str:
+    """Put a part into words; its first nucleus has the number `first`."""
+    return ",\n".join(
+        _feature(part, place, _id(name, first + place), step, mpp, classes, objects) for place in range(len(part))
+    )
 
 
 def _id(name: str, number: int) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,8 @@ class _Open:
     kept: bool
     """Whether blocks lie on the disk."""
     parts: dict[int, Nuclei | Path] = field(default_factory=dict)
+    saves: deque[Future[None]] = field(default_factory=deque)
+    """Parts that are being written."""
     failure: str = ""
     started: float = field(default_factory=time.monotonic)
 
@@ -109,13 +112,17 @@ class PredictRun:
 
     def all(self, missing: Sequence[FoundSlide], shown: Display) -> None:
         """Predict pictures, one after the other; those that fail are written down and told."""
-        with self._stream() as stream, contextlib.closing(self._asked(missing, stream, shown)) as asked:
+        with (
+            self._stream() as stream,
+            ThreadPoolExecutor(1) as self._saver,
+            contextlib.closing(self._asked(missing, stream, shown)) as asked,
+        ):
             try:
                 for work, found in stream.run(asked):
                     opened = self._open[work.picture]
                     opened.failure = opened.failure or work.failure
                     if work.core is None:
-                        self._close(work.picture)
+                        self._close(work.picture, stream.pool)
                         shown.picture()
                         continue
                     if found is not None and not opened.failure:
@@ -141,7 +148,7 @@ class PredictRun:
             scale=scale,
             batch_size=self._config.batch_size or (16 if self._on_gpu else 4),
             readers=min(8, cores()),
-            finders=min(4, max(1, cores() - 2)) if self._on_gpu else 0,
+            finders=min(8, max(1, cores() - 2)) if self._on_gpu else 0,
             folder=self._out,
         )
 
@@ -187,8 +194,11 @@ class PredictRun:
             opened.parts[work.number] = found
             return
         path = opened.folder / f"{work.number:06d}.npz"
-        found.save(path)
         opened.parts[work.number] = path
+        # Compression takes time in which the next block's maps are put together.
+        opened.saves.append(self._saver.submit(found.save, path))
+        while opened.saves and opened.saves[0].done():
+            opened.saves.popleft().result()
 
     def _fail(self, file: FoundSlide, reason: str) -> None:
         self.failures += 1
@@ -197,13 +207,13 @@ class PredictRun:
         )
         warn(f"{file.path}: {reason}")
 
-    def _close(self, picture: Picture) -> None:
+    def _close(self, picture: Picture, pool: Executor | None) -> None:
         """Write the outputs of a picture whose blocks are done, and the line that says so."""
         opened = self._open.pop(picture)
         try:
             if not opened.failure:
                 try:
-                    record = self._write(picture, opened)
+                    record = self._write(picture, opened, pool)
                 except UnusableSlide as reason:
                     opened.failure = str(reason)
             if opened.failure:
@@ -214,9 +224,11 @@ class PredictRun:
             picture.close()
         shutil.rmtree(opened.folder, ignore_errors=True)
 
-    def _write(self, picture: Picture, opened: _Open) -> dict[str, Any]:
+    def _write(self, picture: Picture, opened: _Open, pool: Executor | None) -> dict[str, Any]:
         config, classes = self._config, self._model.classes
         numbers = sorted(opened.parts)
+        for save in opened.saves:
+            save.result()
 
         def parts() -> Iterator[Nuclei]:
             for number in numbers:
@@ -230,7 +242,8 @@ class PredictRun:
         outputs = {}
         place = {"step": picture.step, "mpp": picture.mpp, "classes": classes}
         path = self._place("geojson", picture.name, ".geojson")
-        write_geojson(parts(), path, objects=config.objects, name=f"{self._model.fingerprint}/{picture.name}", **place)
+        name = f"{self._model.fingerprint}/{picture.name}"
+        write_geojson(parts(), path, objects=config.objects, name=name, pool=pool, **place)
         outputs["geojson"] = path
         path = self._place("tables", picture.name, f".{config.table}")
         write_table(parts(), path, form=config.table, **place)

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from eosin.core.server import end_with_parent, start_server
+from eosin.core.server import end_with_parent, signals_held_back, start_server
+from eosin.data.workers import script_left_out
 from eosin.nuclei.found import Nuclei
 from eosin.nuclei.pictures import Picture, Strip
 from eosin.nuclei.postprocess import Floats32
@@ -134,6 +135,7 @@ class Stream:
         shelf: Bytes of maps kept in memory; 512 MiB if not given.
 
     Attributes:
+        pool: The processes that search; None where there are none.
         network_seconds: How long the network was at work.
         windows: Windows it has seen.
     """
@@ -164,6 +166,7 @@ class Stream:
             context = start_server("eosin.nuclei.stitch")
             assert isinstance(context, multiprocessing.context.ForkServerContext)
             self._finders = ProcessPoolExecutor(finders, mp_context=context, initializer=end_with_parent)
+        self.pool = self._finders if finders else None
         self.network_seconds = 0.0
         self.windows = 0
 
@@ -218,7 +221,11 @@ class Stream:
             self._release(work.picture, block)
         size = work.picture.width, work.picture.height
         last = width == len(self._margins) - 1
-        return self._finders.submit(find, probability, hv, types, block, work.core, size, scale=self._scale, last=last)
+        # A process of the pool may be started here.
+        with script_left_out(), signals_held_back():
+            return self._finders.submit(
+                find, probability, hv, types, block, work.core, size, scale=self._scale, last=last
+            )
 
     def _answer(self, work: Work, search: Future[Nuclei | None] | None) -> tuple[Work, Nuclei | None]:
         if work.core is None:
@@ -307,7 +314,7 @@ class Stream:
         return said
 
     def _put(self, keys: list[tuple[Picture, int, int]], said: Said) -> None:
-        kinds = None if said.tp_prob is None else said.tp_prob.argmax(axis=1).astype(np.uint8)
+        kinds = None if said.tp_prob is None else _likeliest(said.tp_prob)
         for place, key in enumerate(keys):
             if key in self._shelf:
                 continue
@@ -376,6 +383,17 @@ class Stream:
         needs.left[place] -= 1
         for row, column in np.argwhere(needs.left[place] == 0):
             self._shelf.drop((picture, int(row) + place[0].start, int(column) + place[1].start))
+
+
+def _likeliest(probabilities: Floats32) -> npt.NDArray[np.uint8]:
+    """Return the type of each pixel, of [B, C, h, w], as `argmax` does, which takes six times as long."""
+    highest = probabilities[:, 0].copy()
+    kinds = np.zeros(highest.shape, dtype=np.uint8)
+    for kind in range(1, probabilities.shape[1]):
+        higher = probabilities[:, kind] > highest
+        kinds[higher] = kind
+        np.maximum(highest, probabilities[:, kind], out=highest)
+    return kinds
 
 
 def _done(search: Future[Nuclei | None] | None) -> bool:
