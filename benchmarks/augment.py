@@ -104,9 +104,34 @@ def bandwidth(claim: str, config: AugmentConfig, images: Tensor, peak: float, re
     report(claim, reached, peak, "peak memory bandwidth", "GB/s", reached / peak, n)
 
 
+def beside_lightly(
+    moco: AugmentConfig,
+    dino: AugmentConfig,
+    stained: AugmentConfig,
+    stained_dino: AugmentConfig,
+    images: Tensor,
+    head: str,
+    repeats: int,
+) -> None:
+    """Time views against lightly's, which are made on one CPU thread."""
+    lightly_moco = lightly(MoCoV2Transform(input_size=224), images)
+    compare(f"MoCo v2, 2 x 224 px {head}", moco, images, "lightly MoCoV2Transform (PIL)", lightly_moco, repeats)
+    lightly_dino = lightly(DINOTransform(n_local_views=8), images)
+    compare(f"DINO, 2 x 224 + 8 x 96 px {head}", dino, images, "lightly DINOTransform (PIL)", lightly_dino, repeats)
+    claim = f"preset pathology with RandStainNA from a mixture, 2 x 224 px {head}"
+    compare(claim, stained, images, "lightly MoCoV2Transform (PIL), which stains nothing", lightly_moco, repeats)
+    claim = f"preset pathology, DINO, 2 x 224 + 8 x 96 px {head}"
+    compare(claim, stained_dino, images, "lightly DINOTransform (PIL), which stains nothing", lightly_dino, repeats)
+    small = preset_views("mocov2", "natural", size=96)
+    quarter = tiles(64, 128)
+    claim = "MoCo v2, 2 x 96 px views from decoded 128 px tiles"
+    compare(claim, small, quarter, "lightly MoCoV2Transform (PIL)", lightly(MoCoV2Transform(96), quarter), repeats)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--gpu-only", action="store_true", help="leave out peers on a CPU thread: minutes a turn")
     parser.add_argument("--peak", type=float, help="memory bandwidth of the GPU in GB/s, such as 4800 for an H200")
     arguments = parser.parse_args()
     repeats = arguments.repeats
@@ -116,23 +141,13 @@ def main() -> None:
     moco, dino = preset_views("mocov2", "natural"), preset_views("dino", "natural")
     stained, stained_dino = preset_views("mocov2", "pathology"), preset_views("dino", "pathology")
     head = "views from decoded 512 px tiles"
-    few = images[:16].cpu()
-    lightly_moco = lightly(MoCoV2Transform(input_size=224), images)
-    compare(f"MoCo v2, 2 x 224 px {head}", moco, images, "lightly MoCoV2Transform (PIL)", lightly_moco, repeats)
-    lightly_dino = lightly(DINOTransform(n_local_views=8), images)
-    compare(f"DINO, 2 x 224 + 8 x 96 px {head}", dino, images, "lightly DINOTransform (PIL)", lightly_dino, repeats)
-    claim = f"preset pathology with RandStainNA from a mixture, 2 x 224 px {head}"
-    compare(claim, stained, images, "lightly MoCoV2Transform (PIL), which stains nothing", lightly_moco, repeats)
-    claim = f"preset pathology, DINO, 2 x 224 + 8 x 96 px {head}"
-    compare(claim, stained_dino, images, "lightly DINOTransform (PIL), which stains nothing", lightly_dino, repeats)
+    if not arguments.gpu_only:
+        beside_lightly(moco, dino, stained, stained_dino, images, head, repeats)
     claim = f"MoCo v2, 2 x 224 px {head}"
     if device.type == "cpu":
+        few = images[:16]
         compare(claim, moco, few, "torchvision v2 on uint8 tensors", torchvision_moco(224, few), repeats)
     compare(claim, moco, images, "kornia", kornia_moco(224, images), repeats)
-    small = preset_views("mocov2", "natural", size=96)
-    quarter = tiles(64, 128)
-    claim = "MoCo v2, 2 x 96 px views from decoded 128 px tiles"
-    compare(claim, small, quarter, "lightly MoCoV2Transform (PIL)", lightly(MoCoV2Transform(96), quarter), repeats)
     if device.type == "cuda" and arguments.peak:
         for name, config in (("MoCo v2, 2 x 224 px", moco), ("DINO 2 + 8 with stain", stained_dino)):
             bandwidth(f"{name} {head}, share of the bandwidth", config, images, arguments.peak, repeats)
