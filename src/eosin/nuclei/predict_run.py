@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eosin.core.console import note, progress_bar, warn
-from eosin.core.errors import EosinError
 from eosin.core.files import append_json_line, short_hash, writable_directory
 from eosin.nuclei.found import Nuclei
 from eosin.nuclei.geojson import write_geojson
 from eosin.nuclei.label_files import LabelFormat, write_labels, write_tiled_labels
+from eosin.nuclei.outputs import Outputs, loaded
 from eosin.nuclei.overlay import write_overlay
 from eosin.nuclei.pictures import Picture, open_picture
 from eosin.nuclei.predictions import RECORDS, PredictConfig, state_of
@@ -83,7 +85,12 @@ class _Open:
     """Of its blocks."""
     kept: bool
     """Whether blocks lie on the disk."""
+    outputs: Outputs
     parts: dict[int, Nuclei | Path] = field(default_factory=dict)
+    waiting: deque[int] = field(default_factory=deque)
+    """Blocks done by an earlier run that no output has yet."""
+    counts: Counter[int] = field(default_factory=Counter)
+    """Nuclei by type."""
     saves: deque[Future[None]] = field(default_factory=deque)
     """Parts that are being written."""
     failure: str = ""
@@ -122,7 +129,7 @@ class PredictRun:
                     opened = self._open[work.picture]
                     opened.failure = opened.failure or work.failure
                     if work.core is None:
-                        self._close(work.picture, stream.pool)
+                        self._close(work.picture)
                         shown.picture()
                         continue
                     if found is not None and not opened.failure:
@@ -130,7 +137,8 @@ class PredictRun:
                     shown.block(0 if found is None else len(found))
             finally:
                 self.network_seconds, self.windows = stream.network_seconds, stream.windows
-                for picture in self._open:
+                for picture, opened in self._open.items():
+                    opened.outputs.abandon()
                     picture.close()
 
     def _stream(self) -> Stream:
@@ -168,11 +176,12 @@ class PredictRun:
             blocks = works(picture, self._side())
             kept = picture.kind == "slide" or len(blocks) - 1 > _FEW
             folder = self._out / ".parts" / short_hash(file.name, state, self._config.plain(), self._mpp)
-            opened = _Open(file, state, folder, kept)
+            opened = _Open(file, state, folder, kept, self._outputs(picture, stream.pool if kept else None))
             self._open[picture] = opened
             if kept:
                 writable_directory(folder)
                 opened.parts = {int(part.stem): part for part in folder.glob("*.npz")}
+                opened.waiting = deque(sorted(opened.parts))
             left = [work for work in blocks if work.number not in opened.parts]
             try:
                 tissue = picture.looked_at(self._model.output, None if self._config.whole else self._config.tissue)
@@ -189,7 +198,40 @@ class PredictRun:
         side = self._config.block or (2048 if self._on_gpu else 1024)
         return round(side / output) * output if side > output else side
 
+    def _outputs(self, picture: Picture, pool: Executor | None) -> Outputs:
+        """Begin the files that are written while the blocks come."""
+        config = self._config
+        place = {"step": picture.step, "mpp": picture.mpp, "classes": self._model.classes}
+        name = f"{self._model.fingerprint}/{picture.name}"
+        geojson, table = self._places(picture)
+        for path in (geojson, table):
+            # Of a run that was killed.
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+                left.unlink(missing_ok=True)
+        return Outputs(
+            [
+                partial(write_geojson, path=geojson, objects=config.objects, name=name, pool=pool, **place),
+                partial(write_table, path=table, form=config.table, **place),
+            ]
+        )
+
+    def _places(self, picture: Picture) -> tuple[Path, Path]:
+        return (
+            self._place("geojson", picture.name, ".geojson"),
+            self._place("tables", picture.name, f".{self._config.table}"),
+        )
+
+    def _give(self, opened: _Open, before: int | None = None) -> None:
+        """Bring what an earlier run did to the outputs, up to a block."""
+        while opened.waiting and (before is None or opened.waiting[0] < before):
+            part = loaded(opened.parts[opened.waiting.popleft()])
+            opened.counts.update(part.types.tolist())
+            opened.outputs.add(part)
+
     def _keep(self, opened: _Open, work: Work, found: Nuclei) -> None:
+        self._give(opened, work.number)
+        opened.counts.update(found.types.tolist())
+        opened.outputs.add(found)
         if not opened.kept:
             opened.parts[work.number] = found
             return
@@ -207,24 +249,28 @@ class PredictRun:
         )
         warn(f"{file.path}: {reason}")
 
-    def _close(self, picture: Picture, pool: Executor | None) -> None:
+    def _close(self, picture: Picture) -> None:
         """Write the outputs of a picture whose blocks are done, and the line that says so."""
         opened = self._open.pop(picture)
         try:
             if not opened.failure:
                 try:
-                    record = self._write(picture, opened, pool)
+                    record = self._write(picture, opened)
                 except UnusableSlide as reason:
                     opened.failure = str(reason)
             if opened.failure:
+                opened.outputs.abandon()
                 self._fail(opened.file, opened.failure)
                 return
             append_json_line(self._out / RECORDS, record)
+        except BaseException:
+            opened.outputs.abandon()
+            raise
         finally:
             picture.close()
         shutil.rmtree(opened.folder, ignore_errors=True)
 
-    def _write(self, picture: Picture, opened: _Open, pool: Executor | None) -> dict[str, Any]:
+    def _write(self, picture: Picture, opened: _Open) -> dict[str, Any]:
         config, classes = self._config, self._model.classes
         numbers = sorted(opened.parts)
         for save in opened.saves:
@@ -232,22 +278,12 @@ class PredictRun:
 
         def parts() -> Iterator[Nuclei]:
             for number in numbers:
-                yield _loaded(opened.parts[number])
+                yield loaded(opened.parts[number])
 
-        counts = Counter[int]()
-        total = 0
-        for part in parts():
-            total += len(part)
-            counts.update(part.types.tolist())
-        outputs = {}
-        place = {"step": picture.step, "mpp": picture.mpp, "classes": classes}
-        path = self._place("geojson", picture.name, ".geojson")
-        name = f"{self._model.fingerprint}/{picture.name}"
-        write_geojson(parts(), path, objects=config.objects, name=name, pool=pool, **place)
-        outputs["geojson"] = path
-        path = self._place("tables", picture.name, f".{config.table}")
-        write_table(parts(), path, form=config.table, **place)
-        outputs["table"] = path
+        self._give(opened)
+        opened.outputs.finish()
+        geojson, table = self._places(picture)
+        outputs = {"geojson": geojson, "table": table}
         form = config.labels if config.labels != "auto" else ("png" if picture.kind == "image" else "none")
         if form != "none":
             outputs["labels"] = self._write_labels(picture, parts, form)
@@ -262,8 +298,8 @@ class PredictRun:
             "path": str(picture.path),
             "status": "done",
             "kind": picture.kind,
-            "nuclei": total,
-            "types": {name: counts[kind] for kind, name in enumerate(names) if counts[kind] or kind},
+            "nuclei": opened.counts.total(),
+            "types": {name: opened.counts[kind] for kind, name in enumerate(names) if opened.counts[kind] or kind},
             "width": picture.width,
             "height": picture.height,
             "mpp": picture.mpp,
@@ -289,12 +325,3 @@ class PredictRun:
         path = self._out / kind / f"{name}{suffix}"
         writable_directory(path.parent)
         return path
-
-
-def _loaded(part: Nuclei | Path) -> Nuclei:
-    if isinstance(part, Nuclei):
-        return part
-    found = Nuclei.load(part)
-    if found is None:
-        raise EosinError(f"{part}: damaged; remove it and run the same command again")
-    return found
