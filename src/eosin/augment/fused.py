@@ -21,7 +21,7 @@ from eosin.augment.hed import DARKEST, HED_FROM_RGB, RGB_FROM_HED, HEDJitter
 from eosin.augment.image_statistics import LEAST_WEIGHT
 from eosin.augment.operations import Operation, Parameters
 from eosin.augment.randstainna import LEAST_TISSUE, MOST_GAIN, RandStainNA
-from eosin.augment.spaces import XYZ_FROM_RGB, Space
+from eosin.augment.spaces import LEAST_CHROMA, XYZ_FROM_RGB, Space
 from eosin.core.console import warn
 from eosin.core.transfer import upload
 
@@ -227,7 +227,7 @@ def _to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     red, green, blue = images.split(1, dim=1)
     value, smallest = images.amax(dim=1, keepdim=True), images.amin(dim=1, keepdim=True)
     chroma = value - smallest
-    hue = (value - 2 * smallest - red + green + blue) / chroma.clamp(min=1e-12)
+    hue = (value - 2 * smallest - red + green + blue) / chroma.clamp(min=LEAST_CHROMA)
     return torch.where(green < blue, 6.0 - hue, hue), chroma / value.clamp(min=1e-12), value
 
 

@@ -28,6 +28,7 @@ from eosin.augment.logarithm import exp2_, log2_
 
 __all__ = [
     "CHANNELS",
+    "LEAST_CHROMA",
     "MATRICES",
     "UNITS",
     "XYZ_FROM_RGB",
@@ -65,6 +66,9 @@ _YXZ = XYZ_FROM_RGB[[1, 0, 2]]
 _TO_YXZ = (_YXZ / SLOPE).astype(np.float32)
 _FROM_YXZ = (np.linalg.inv(_YXZ) * SLOPE).astype(np.float32)
 
+LEAST_CHROMA = 1e-5
+"""Of 0..1. Below it rounding decides the hue, which goes to 0: a GPU rounds a product and a sum as one, so that a gray
+pixel would get any hue, thousands of turns away, and take its image's mean hue with it."""
 _DARKEST = 1e-6
 # From and to the binary logarithm of RGB.
 _TO_HED = (HED_FROM_RGB.T / math.log2(_DARKEST)).astype(np.float32, order="C")
@@ -116,7 +120,7 @@ def _hsv_to_planes_(images: Tensor) -> Tensor:
     chroma = value - smallest
     # The hue in sixths of a turn as in `adjust_hue`: on 0..3, with the sign of green - blue; a gray pixel has hue 0.
     hue = (green + blue).sub_(red).add_(chroma).sub_(smallest)
-    divisor = chroma.clamp(min=1e-12)
+    divisor = chroma.clamp(min=LEAST_CHROMA)
     hue.div_(divisor)
     turned = torch.where(green < blue, 6.0 - hue, hue)
     images[:, 0] = turned
