@@ -18,6 +18,7 @@ import eosin.benchmark.nuclei_scoring as scoring
 from eosin.benchmark import BenchmarkConfig, print_table, read_failures, read_results, run_benchmark
 from eosin.benchmark.nuclei_gallery import NUCLEI_SCHEMA
 from eosin.benchmark.record import Record, read_comparisons, read_leaderboard, read_ranks
+from eosin.benchmark.table import _brief
 from eosin.core.errors import EosinError
 from eosin.nuclei.datasets import open_nuclei
 from eosin.nuclei.score import score_image, set_scores
@@ -323,3 +324,13 @@ def test_one_real_training_is_scored_as_the_functions_of_nuclei_score_it(configu
         scores.append(score_image(image.name, sample.instances, found, group=image.group))
     assert record["metrics"] == set_scores(scores, seed=0)
     assert not list((config.out / "work").iterdir())
+
+
+def test_long_settings_stand_once_below_the_table():
+    long = [
+        "hovernet:frozen?epochs=20&width=0.5",
+        "hovernet:frozen?epochs=40&width=0.5",
+        "eva?patience=7&batch=128&x=1",
+    ]
+    names = _brief(["knn", *long])
+    assert list(names.values()) == ["knn", "hovernet:frozen?…1", "hovernet:frozen?…2", "eva?…"]

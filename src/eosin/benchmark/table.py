@@ -19,6 +19,8 @@ __all__ = ["print_table"]
 _METRICS = (("balanced_accuracy", "balanced accuracy [95 %]"), ("accuracy", "accuracy"), ("auroc", "AUROC"))
 _NUCLEI_METRICS = (("pq", "PQ [95 %]"), ("aji", "AJI"), ("dice", "Dice"))
 
+_LONGEST = 28
+"""Characters of a protocol's name that is printed with its settings."""
 _VARIANTS = 3
 """Variants of a protocol that are printed; of more, only their number."""
 
@@ -34,6 +36,7 @@ def print_table(records: Sequence[Record], console: Console, out: Path = Path())
     fractions = len({record["fraction"] for record in records}) > 1
     versions = {(r["task"], r["protocol"]): r["protocol_version"] for r in records}
     sizes = {(r["task"], r["encoder"]): r["n_test"] for r in records}
+    names = _brief(list(dict.fromkeys(record["protocol"] for record in records)))
     for task in dict.fromkeys(record["task"] for record in records):
         mine = [record for record in records if record["task"] == task]
         metrics_shown = _NUCLEI_METRICS if is_nuclei(mine[0]) else _METRICS
@@ -65,7 +68,7 @@ def print_table(records: Sequence[Record], console: Console, out: Path = Path())
             spread = f"{first['sd']:.3f} ({seeds})" if first and "sd" in first else "one seed"
             table.add_row(
                 escape(line["encoder"]),
-                f"{line['protocol']} v{versions[task, line['protocol']]}",
+                escape(f"{names[line['protocol']]} v{versions[task, line['protocol']]}"),
                 *([f"{100 * line['fraction']:g} %"] if fractions else []),
                 _with_interval(first),
                 *map(_value, others),
@@ -79,6 +82,22 @@ def print_table(records: Sequence[Record], console: Console, out: Path = Path())
             console.print(
                 f"{name}: {count} results of {family} in {out / LEADERBOARD}; the page shows them", markup=False
             )
+    for protocol, name in names.items():
+        if name != protocol:
+            settings = protocol.partition("?")[2].replace("&", ", ")
+            console.print(f"{name}: {settings}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _brief(protocols: Sequence[str]) -> dict[str, str]:
+    """Leave out long settings, which would fold a row over many lines; names that would be the same are numbered."""
+    families: dict[str, list[str]] = defaultdict(list)
+    for protocol in protocols:
+        families[protocol.partition("?")[0]].append(protocol)
+    return {
+        protocol: protocol if len(protocol) <= _LONGEST else f"{family}?…{number if len(members) > 1 else ''}"
+        for family, members in families.items()
+        for number, protocol in enumerate(members, start=1)
+    }
 
 
 def _folded(lines: Sequence[Standing]) -> dict[str, int]:

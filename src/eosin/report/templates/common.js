@@ -37,6 +37,13 @@ const arrow = (metric) => (data.higher[metric] ? "↑" : "↓");
 // A protocol with many settings, for axes: its name, and that there are settings.
 const brief = (condition) => (condition.length > 28 ? condition.replace(/\?[^,]*/, "?…") : condition);
 
+// In tables its settings stand small behind its name, the first two lines of them.
+function settled(condition) {
+  if (condition.length <= 28) return [condition];
+  const [, name, settings, share] = /^([^?]*)([^,]*)(.*)$/.exec(condition);
+  return [name, element("span", { class: "version settings", title: settings.slice(1).replaceAll("&", "\n") }, ...breakable(settings.slice(1))), share.replace(/^, /, "")];
+}
+
 // Long names break after an underscore, hyphen or slash rather than anywhere.
 const breakable = (text) => text.split(/(?<=[_\-/?&])/).flatMap((part) => [part, element("wbr")]);
 

@@ -29,7 +29,7 @@ function drawEfficiency() {
     for (const point of [...points].sort((a, b) => a.at - b.at)) last.set(point.row.encoder, sign * point.row.values[metric][0]);
     const encoders = leading(data.encoders, (name) => last.get(name), MOST_CURVES);
     total = Math.max(total, last.size);
-    const plot = frame(parent, family.title, family.shots ? "labelled tiles per class" : taskFacts.get(task).kind === "nuclei" ? "share of the labelled images" : "share of the labels", 300, `${metricName(metric)} on ${task} over ${family.shots ? "shots" : "labels"}, ${family.title}; the leaderboard holds the numbers`);
+    const plot = frame(parent, brief(family.title), family.shots ? "labelled tiles per class" : taskFacts.get(task).kind === "nuclei" ? "share of the labelled images" : "share of the labels", 300, `${metricName(metric)} on ${task} over ${family.shots ? "shots" : "labels"}, ${family.title}; the leaderboard holds the numbers`);
     waiting.push([plot, family, points, encoders]);
   }
   const names = unique(waiting.flatMap((entry) => entry[3]));

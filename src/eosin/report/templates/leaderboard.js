@@ -38,16 +38,10 @@ function filteredRows() {
     words.every((word) => `${row.encoder} ${row.task} ${row.condition}`.toLowerCase().includes(word)));
 }
 
-// The settings of a protocol stand small behind its name.
-function settled(condition) {
-  const [, name, settings, share] = /^([^?]*)([^,]*)(.*)$/.exec(condition);
-  return [name, element("span", { class: "version" }, ...breakable(settings)), share];
-}
-
 function boardRow(row, metric, axis) {
   const name = element("th", { scope: "row", "data-sort": row.encoder });
   const long = row.condition.length > 28;
-  const protocol = element("td", { "data-sort": row.condition, ...(long ? { class: "long" } : {}) }, ...(long ? settled(row.condition) : [row.condition]));
+  const protocol = element("td", { "data-sort": row.condition, ...(long ? { class: "long" } : {}) }, ...settled(row.condition));
   if (!row.values) {
     name.append(encoderLabel(row.encoder));
     const none = () => element("td", { class: "number", "data-sort": "" }, "–");

@@ -26,7 +26,7 @@ function differenceRow(entry, axis) {
   const verdict = verdictOf(entry.d, entry.p);
   return element("tr", {}, element("th", { scope: "row", "data-sort": entry.encoder }, encoderLabel(entry.encoder)),
     element("td", { "data-sort": entry.reference }, encoderLabel(entry.reference)),
-    element("td", { "data-sort": entry.family.condition }, entry.family.condition),
+    element("td", { class: "long", "data-sort": entry.family.condition }, ...settled(entry.family.condition)),
     element("td", { class: "number strong", "data-sort": entry.d }, signed(entry.d)),
     element("td", { class: "wide" }, intervalDrawing([entry.d, entry.low, entry.high], axis, verdictTone(verdict))),
     element("td", { class: "number quiet" }, entry.low === null ? "no interval" : `${signed(entry.low)} to ${signed(entry.high)}`),
@@ -69,7 +69,7 @@ function significanceMatrix(family) {
   const head = element("tr", {}, element("td", {}), ...names.map((name) => element("th", { scope: "col" }, ...breakable(name))));
   const rows = names.map((row) => element("tr", {}, element("th", { scope: "row" }, encoderLabel(row)), ...names.map((column) => cell(row, column))));
   return element("div", { class: `panel${names.length > SIDE_BY_SIDE ? " whole" : ""}` }, element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `Significance of pairs on ${family.task}` },
-    element("table", { class: `pairs${small ? " small" : ""}` }, element("caption", {}, element("strong", {}, family.task), " ", element("span", { class: "quiet" }, `${family.condition}, ${inWords(family.metric)}`)),
+    element("table", { class: `pairs${small ? " small" : ""}` }, element("caption", {}, element("strong", {}, family.task), " ", element("span", { class: "quiet" }, `${brief(family.condition)}, ${inWords(family.metric)}`)),
       element("thead", {}, head), element("tbody", {}, ...rows))));
 }
 
