@@ -330,7 +330,7 @@ def test_long_settings_stand_once_below_the_table():
     long = [
         "hovernet:frozen?epochs=20&width=0.5",
         "hovernet:frozen?epochs=40&width=0.5",
-        "eva?patience=7&batch=128&x=1",
+        "eva?patience=7&batch=128&rates=0.1",
     ]
     names = _brief(["knn", *long])
     assert list(names.values()) == ["knn", "hovernet:frozen?…1", "hovernet:frozen?…2", "eva?…"]
