@@ -54,16 +54,27 @@ def test_cuts_are_mirrored(top, left, size):
     assert (pixels == whole).all()
 
 
-def test_places_cover_the_image_and_stay_inside():
+@given(inner=st.integers(1, 12), more=st.integers(0, 40))
+def test_pixels_are_learned_from_equally_often(inner, more):
+    """Counted over all places that are drawn from, in the mirror too, which does not repeat the outermost pixel."""
+    extent = 2 * inner + more
+    seen = np.zeros(extent)
+    for corner in range(-(inner // 2), extent - inner + inner // 2 + 1):
+        np.add.at(seen, mirrored(corner, inner, extent), 1)
+    assert set(seen[1:-1]) <= {inner, inner + 1, inner + 2}
+    assert seen.min() >= inner / 2
+
+
+def test_places_cover_the_image():
     places = Places([(20, 26), (9, 9), (5, 30)], 8, seed=3)
     assert len(places) == 12 + 4 + 4
     found = places.at(np.arange(4000))
     for number, (height, width) in enumerate([(20, 26), (9, 9), (5, 30)]):
         own = found[found[:, 0] == number]
         assert len(own) == 4000 * (12, 4, 4)[number] / 20
-        rows = range(height - 7) if height >= 8 else [-2]
+        rows = range(-4, height - 3) if height >= 8 else [-2]
         assert sorted(np.unique(own[:, 1])) == list(rows)
-        assert sorted(np.unique(own[:, 2])) == list(range(width - 7))
+        assert sorted(np.unique(own[:, 2])) == list(range(-4, width - 3))
 
 
 def test_each_pass_shows_all_in_an_order_of_its_own():
@@ -104,15 +115,15 @@ def test_one_process_or_many_make_one_batch(augment):
         assert kinds == [kind.tolist() for kind in whole["types"]]
 
 
-def test_the_middle_of_the_window_lies_in_the_image():
+def test_the_middle_of_the_window_lies_half_in_the_image():
     """Without augmentation a window is a cut whose middle is the place."""
     crops = Crops([image(4, 21, 33)], 20, 8, seed=1)
     batch = crops.batch(0, np.arange(10), np.arange(10))
     for row, (_, top, left) in enumerate(crops.places.at(np.arange(10)).tolist()):
         expected = cut(drawn(4, 21, 33), top - 6, left - 6, 20)[0]
         assert (batch["image"][row].numpy() == expected).all()
-        assert 0 <= top <= 13
-        assert 0 <= left <= 25
+        assert -4 <= top <= 17
+        assert -4 <= left <= 29
     larger = Crops([image(4, 21, 33)], 20, 8, seed=1, augment=NucleiAugment())
     assert larger.window == NucleiAugment().window(20)
     assert (larger.places.at(np.arange(9)) == crops.places.at(np.arange(9))).all()

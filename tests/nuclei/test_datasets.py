@@ -342,8 +342,13 @@ def test_a_folder_with_a_table_or_folders(roots, tmp_path):
     (root / "split.csv").write_text("image,side\n")
     with pytest.raises(EosinError, match="has no column 'file'"):
         open_nuclei(f"folder:{root}")
-    for part, count in (("train", 5), ("test", 2)):
+    for part, count in (("train", 5), ("test", 7)):
         replicas.folder(tmp_path / "sides" / part, count)
+    with pytest.raises(EosinError, match=r"'train/00' \(train\) is a copy of 'test/00' \(test\); put both on one side"):
+        open_nuclei(f"folder:{tmp_path / 'sides'}")
+    for number in range(5):
+        for copy in (tmp_path / "sides" / "test").glob(f"*/{number:02d}.*"):
+            copy.unlink()
     assert counts(open_nuclei(f"folder:{tmp_path / 'sides'}")) == (4, 1, 2)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 from eosin.core.errors import EosinError
@@ -57,12 +59,13 @@ class Pretender:
     window, output = 60, 44
     name = "pretender"
 
-    def __init__(self, mpp=0.25, typed=True, stop_after=None, fingerprint="0123456789abcdef"):
+    def __init__(self, mpp=0.25, typed=True, stop_after=None, fingerprint="0123456789abcdef", precision="fp32"):
         self.mpp = mpp
         self.classes = ("left", "right") if typed else ()
         self.fingerprint = fingerprint
         self.postprocess = PostprocessConfig(scale=1.0 if mpp is None else 0.25 / mpp)
         self.device = SimpleNamespace(type="cpu")
+        self.precision = precision
         self.seen = 0
         self._left = stop_after
 
@@ -221,6 +224,40 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_files(tmp_path, monkeypatc
     third = Pretender(mpp=0.5)
     again = predict(third, [tmp_path / "s.tif"], out, config, progress=False)
     assert (again.kept, third.seen) == (1, 0)
+
+
+def test_a_run_that_goes_on_with_other_blocks_begins_the_slide_anew(tmp_path):
+    """As it does on another device, where blocks have another size."""
+    write_slide(tmp_path / "s.tif", slide_pixels(side=256, mpp=0.5), mpp=0.5)
+    whole = predict(
+        Pretender(mpp=0.5), [tmp_path / "s.tif"], tmp_path / "whole", PredictConfig(tissue=INK), progress=False
+    )
+    with pytest.raises(KeyboardInterrupt):
+        predict(
+            Pretender(mpp=0.5, stop_after=40),
+            [tmp_path / "s.tif"],
+            tmp_path / "out",
+            PredictConfig(block=70, tissue=INK),
+            progress=False,
+        )
+    config = PredictConfig(block=100, tissue=INK)
+    result = predict(Pretender(mpp=0.5), [tmp_path / "s.tif"], tmp_path / "out", config, progress=False)
+    assert result.nuclei == whole.nuclei > 0
+    with pytest.raises(EosinError, match="precision"):
+        predict(Pretender(mpp=0.5, precision="bf16"), [tmp_path / "s.tif"], tmp_path / "out", config, progress=False)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), BrokenProcessPool("gone")])
+def test_want_of_memory_is_one_line(images, tmp_path, error):
+    network = Pretender()
+
+    def fail(_):
+        raise error
+
+    network.maps = fail
+    with pytest.raises(EosinError, match="memory.*--batch-size"):
+        predict(network, [images], tmp_path / "out", progress=False)
+    assert not [*(tmp_path / "out").glob("*/.*"), *(tmp_path / "out").glob("*/*")]
 
 
 def test_coordinates_are_those_of_level_0(tmp_path):

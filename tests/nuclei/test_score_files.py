@@ -68,6 +68,42 @@ def test_without_types_on_one_side_none_are_scored(tiles, truth, tmp_path):
     assert "mpq_set" not in scored.metrics
 
 
+def test_types_of_some_files_only_are_refused(tiles, truth, tmp_path):
+    guesses = write_guesses(tmp_path / "guesses", tiles)
+    np.save(guesses / "b.npy", tiles["b"].instances)
+    (guesses / "b.mat").unlink()
+    with pytest.raises(EosinError, match=r"guesses: 'b' has no types .* 'a' has"):
+        score_files(guesses, str(truth))
+
+
+def test_types_that_have_no_name_are_refused(tiles, truth, tmp_path):
+    """As CoNSeP's seven of raw files, where a network says four: scored by number they would be wrong and look right."""
+    (out := tmp_path / "out").mkdir()
+    (out / "labels").mkdir()
+    (out / "tables").mkdir()
+    lines = []
+    for name, tile in tiles.items():
+        write_labels(tile.instances, out / "labels" / name, "png")
+        outputs = {"labels": f"labels/{name}.png", "table": f"tables/{name}.csv"}
+        (out / outputs["table"]).write_text("type\n" + "1\n" * int(tile.instances.max()))
+        lines.append(json.dumps({"name": name, "status": "done", "outputs": outputs}))
+    (out / "pictures.jsonl").write_text("\n".join(lines) + "\n")
+    (out / "predict.json").write_text(json.dumps({"model": {"classes": ["only"]}}))
+    with pytest.raises(EosinError, match=r"truth: '.' holds the type 2, but there are 1 \(only\).*consep:ROOT"):
+        score_files(out, str(truth))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [("zero", "no pixel with a type"), ("moved", "not more than half|outside all nuclei")]
+)
+def test_true_types_that_disagree_with_the_nuclei_are_refused(tiles, truth, tmp_path, change, message):
+    guesses = write_guesses(tmp_path / "guesses", tiles)
+    types = tiles["b"].types * 0 if change == "zero" else np.roll(tiles["b"].types, 9, axis=0)
+    np.savez(truth / "b.npz", inst_map=tiles["b"].instances, type_map=types)
+    with pytest.raises(EosinError, match=message):
+        score_files(guesses, str(truth))
+
+
 def test_files_hold_what_was_scored(tiles, truth, tmp_path):
     scored = score_files(truth, str(truth))
     assert scored.metrics["pq"]["value"] == 1
@@ -96,8 +132,8 @@ def test_lists_that_do_not_match_are_named(tiles, truth, tmp_path):
 
 def test_a_map_of_another_size_is_refused_by_name(tiles, truth, tmp_path):
     guesses = write_guesses(tmp_path / "guesses", tiles)
-    np.save(guesses / "b.npy", tiles["b"].instances[:-1])
-    (guesses / "b.mat").unlink()
+    values = {"inst_map": tiles["b"].instances[:-1].astype(float), "type_map": tiles["b"].types[:-1].astype(float)}
+    scipy.io.savemat(guesses / "b.mat", values)
     with pytest.raises(EosinError, match=r"b \(prediction\): the label map is 128x127 px"):
         score_files(guesses, str(truth))
 

@@ -191,16 +191,29 @@ class TestARun:
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
 
-    def test_a_finished_run_takes_further_phases_to_the_same_bits(self, undisturbed, tmp_path):
-        out = tmp_path / "run"
-        train_nuclei(tiny(network__types=True, phases=["decoder"]), out)
-        with_more_phases(out, tiny(network__types=True))
+    @pytest.mark.parametrize("killed", [False, True])
+    def test_a_finished_run_takes_further_phases_to_the_same_bits(self, monkeypatch, tmp_path, killed):
+        """Also where it is killed when the second phase has written better weights, and no checkpoint yet."""
+        consider = train.BestModel.consider
+        monkeypatch.setattr(
+            train.BestModel,
+            "consider",
+            lambda best, network, card, step, _, *, write: consider(best, network, card, step, step / 9, write=write),
+        )
+        whole, out = tmp_path / "whole", tmp_path / "run"
+        train_nuclei(tiny(), whole)
+        train_nuclei(tiny(phases=["decoder"]), out)
+        with_more_phases(out, tiny())
         assert not (out / "model.safetensors").exists()
-        train_nuclei(tiny(network__types=True), out)
-        first, _ = undisturbed
-        assert log_without_times(first) == log_without_times(out)
-        assert (first / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
-        one, other = last_state(first), last_state(out)
+        if killed:
+            with monkeypatch.context() as patch:
+                patch.setattr(train._Trainer, "_turn", lambda *_: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    train_nuclei(tiny(), out)
+        train_nuclei(tiny(), out)
+        assert log_without_times(whole) == log_without_times(out)
+        assert (whole / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+        one, other = last_state(whole), last_state(out)
         assert all(torch.equal(one[name], other[name]) for name in one)
 
     @pytest.mark.usefixtures("cheap_steps")
@@ -366,10 +379,10 @@ def test_two_images_are_learned_by_heart(sets, tmp_path):
         network__width=0.06,
         augment=NucleiAugment.none().plain(),
         phases=["whole"],
-        whole__samples=40,
+        whole__samples=72,
         whole__lr=0.01,
         whole__drop=1.0,
-        validation__every_steps=10,
+        validation__every_steps=18,
         checkpoint__every_steps=20,
     )
     train_nuclei(config, tmp_path / "run")

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from eosin.augment.spaces import LEAST_CHROMA
+
 __all__ = ["SIGNATURES", "hed_jitter", "jitter", "restain", "without_cache"]
 
 _OPTIONS: dict[str, Any] = {
@@ -108,14 +110,15 @@ def _from_lab(red: Floats, green: Floats, blue: Floats, m: Floats) -> None:
 
 
 @_part
-def _to_hsv(red: Floats, green: Floats, blue: Floats) -> None:
+def _to_hsv(red: Floats, green: Floats, blue: Floats, least: F) -> None:
+    """Turn RGB into hue in sixths, saturation and value; below a chroma of `least` the hue goes to 0."""
     for i in range(red.size):
         r, g, b = red[i], green[i], blue[i]
         value = _most(_most(r, g), b)
         smallest = _least(_least(r, g), b)
         chroma = value - smallest
-        hue = (g + b - r + chroma - smallest) / _most(chroma, F(1e-12))
-        red[i] = F(6) - hue if g < b else hue
+        hue = (g + b - r + chroma - smallest) / _most(chroma, least)
+        red[i] = F(6) - hue if (g < b) & (chroma >= least) else hue
         green[i] = chroma / _most(value, F(1e-12))
         blue[i] = value
 
@@ -334,7 +337,7 @@ def restain(
         if space == _LAB:
             _to_lab(red, green, blue, to_space)
         elif space == _HSV:
-            _to_hsv(red, green, blue)
+            _to_hsv(red, green, blue, F(LEAST_CHROMA))
         else:
             _to_hed(red, green, blue, to_space)
         for channel in range(3):
@@ -400,7 +403,7 @@ def jitter(images: Floats, steps: npt.NDArray[np.int64], values: Floats) -> None
             elif step == 2:
                 _saturate(red, green, blue, value)
             elif step == 3:
-                _to_hsv(red, green, blue)
+                _to_hsv(red, green, blue, F(1e-12))
                 _from_hsv(red, green, blue, F(6) * value)
 
 

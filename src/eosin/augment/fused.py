@@ -228,7 +228,8 @@ def _to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     value, smallest = images.amax(dim=1, keepdim=True), images.amin(dim=1, keepdim=True)
     chroma = value - smallest
     hue = (value - 2 * smallest - red + green + blue) / chroma.clamp(min=LEAST_CHROMA)
-    return torch.where(green < blue, 6.0 - hue, hue), chroma / value.clamp(min=1e-12), value
+    turned = (green < blue) & (chroma >= LEAST_CHROMA)
+    return torch.where(turned, 6.0 - hue, hue), chroma / value.clamp(min=1e-12), value
 
 
 def _from_hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:

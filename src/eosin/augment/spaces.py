@@ -122,7 +122,7 @@ def _hsv_to_planes_(images: Tensor) -> Tensor:
     hue = (green + blue).sub_(red).add_(chroma).sub_(smallest)
     divisor = chroma.clamp(min=LEAST_CHROMA)
     hue.div_(divisor)
-    turned = torch.where(green < blue, 6.0 - hue, hue)
+    turned = torch.where((green < blue) & (chroma >= LEAST_CHROMA), 6.0 - hue, hue)
     images[:, 0] = turned
     torch.div(chroma, value.clamp(min=1e-12), out=images[:, 1])
     images[:, 2] = value

@@ -37,6 +37,7 @@ from eosin.nuclei.score import ImageScore, score_image, set_scores
 from eosin.nuclei.train import train_nuclei, with_more_phases
 from eosin.nuclei.types import RADIUS
 from eosin.nuclei.validation import image_maps
+from eosin.training.guards import memory_errors
 from eosin.training.run import utc_now
 
 __all__ = ["NucleiWork"]
@@ -91,7 +92,8 @@ class NucleiWork:
         A training that begins as another does comes right after it, and goes on where that one ended.
         """
         keys = self.keys()
-        ordered = sorted(missing, key=lambda cell: cell[1:])
+        phases = {entry.shown: len(entry.config.phases) for entry in self.asked}
+        ordered = sorted(missing, key=lambda cell: (*cell[1:], phases[cell[0]]))
         for place, cell in enumerate(ordered):
             try:
                 yield cell, self._result(cell, keys[cell], set(ordered[place + 1 :]))
@@ -112,8 +114,25 @@ class NucleiWork:
         """
         train_nuclei(self._training(cell), self._folder(cell), self.about["command"])
 
-    def clear(self, cell: Cell) -> None:
-        """Remove the run of a cell, whose result is written."""
+    def let_go(self, cell: Cell, wanted: Set[Cell]) -> None:
+        """Leave the run of a cell whose result is written to one that goes on with it, or remove it.
+
+        Args:
+            cell: Which.
+            wanted: Cells that are to be computed.
+        """
+        if not self._folder(cell).exists():
+            return
+        own = self._training(cell)
+        for entry in self.asked:
+            other = (entry.shown, *cell[1:])
+            longer = self._training(other)
+            begins = longer.phases[: len(own.phases)] == own.phases and longer.phases != own.phases
+            same = longer.model_copy(update={"phases": own.phases}) == own
+            if other in wanted and begins and same and not self._folder(other).exists():
+                with_more_phases(self._folder(cell), longer)
+                self._folder(cell).rename(self._folder(other))
+                return
         shutil.rmtree(self._folder(cell), ignore_errors=True)
 
     def _folder(self, cell: Cell) -> Path:
@@ -155,20 +174,6 @@ class NucleiWork:
         most = asked.config.validation.images or there
         return min(most, max(1, round(share * there))) if there else asked.config.validation.images
 
-    def _hand_on(self, cell: Cell, wanted: Set[Cell]) -> None:
-        """Leave the run of a cell to one that is wanted and has the same first phases; without one, remove it."""
-        own = self._training(cell)
-        for entry in self.asked:
-            other = (entry.shown, *cell[1:])
-            longer = self._training(other)
-            begins = longer.phases[: len(own.phases)] == own.phases and longer.phases != own.phases
-            same = longer.model_copy(update={"phases": own.phases}) == own
-            if other in wanted and begins and same and not self._folder(other).exists():
-                with_more_phases(self._folder(cell), longer)
-                self._folder(cell).rename(self._folder(other))
-                return
-        self.clear(cell)
-
     def _result(self, cell: Cell, key: str, wanted: Set[Cell]) -> Record:
         started = time.perf_counter()
         self.train(cell)
@@ -200,7 +205,7 @@ class NucleiWork:
             "created": utc_now(),
         }
         save_cell(self.config.out, CELLS, record)
-        self._hand_on(cell, wanted)
+        self.let_go(cell, wanted)
         return cast(Record, record)
 
     def _scores(self, model: NucleiModel) -> tuple[list[ImageScore], Extremes]:
@@ -245,7 +250,8 @@ class NucleiWork:
 
 def _found(model: NucleiModel, sample: NucleiSample) -> tuple[Labels, list[int]]:
     """Find the nuclei of an image: int32 [H, W], and the type of each in the order of ids; no types without."""
-    maps = image_maps(model.maps, sample.image, model.window, model.output)
+    with memory_errors(model.device, "use a smaller width"):
+        maps = image_maps(model.maps, sample.image, model.window, model.output)
     settings = model.postprocess
     found = postprocess(
         maps.np_prob[0],

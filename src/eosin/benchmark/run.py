@@ -240,7 +240,7 @@ class _Run:
         missing = [cell for cell, key in keys.items() if key not in self.done]
         for cell in keys.keys() - set(missing):
             self._keep_done(work.subject, keys[cell])
-            work.clear(cell)
+            work.let_go(cell, set(missing))
         for cell, result in work.results(missing):
             protocol, fraction, seed = cell
             if isinstance(result, EosinError):

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -126,14 +127,23 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
+            temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
             _sync_directory(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+_UMASK = threading.Lock()
+
+
+def _umask() -> int:
+    # It can only be read by setting it, for all threads.
+    with _UMASK:
+        umask = os.umask(0)
+        os.umask(umask)
+    return umask
 
 
 def _sync_directory(path: Path) -> None:
@@ -168,9 +178,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         fcntl.flock(mark, fcntl.LOCK_EX)
         try:
             yield temporary
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o777 & ~umask)
+            temporary.chmod(0o777 & ~_umask())
             temporary.replace(path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)

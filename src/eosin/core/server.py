@@ -11,12 +11,20 @@ from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
-__all__ = ["end_with_parent", "signals_held_back", "start_server"]
+__all__ = ["end_with_parent", "server_context", "signals_held_back", "start_server"]
 
-_GRACE = 10.0
-"""Seconds that a process works on after SIGTERM."""
-_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+def server_context(preload: str) -> ForkServerContext:
+    """Return the context of the server; it starts with the first process, or by `start_server`.
+
+    Args:
+        preload: Module that the server imports, so that the processes forked from it need not.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["eosin.core.server_signals", preload])
+    return context
 
 
 def start_server(preload: str) -> ForkServerContext:
@@ -27,8 +35,7 @@ def start_server(preload: str) -> ForkServerContext:
     Args:
         preload: Module that the server imports, so that the processes forked from it need not.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([preload])
+    context = server_context(preload)
     # The libraries count their threads when they are loaded, which is there.
     with _one_thread(), signals_held_back():
         forkserver.ensure_running()
@@ -41,12 +48,10 @@ def end_with_parent() -> None:
     A process of the server has the server for its parent, which lives as long as any of its own: killed with -9, the
     one that asked for them would leave all of them behind.
 
-    Schedulers send SIGTERM to every process of a job: one that ended at once would be missed by the main process, which
-    has a step to finish and a checkpoint to write.
+    Schedulers send SIGTERM to every process of a job: one that ended of it would be missed by the main process, which
+    has a step to finish and a checkpoint to write. SIGTERM from that process itself ends this one at once.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_soon)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -55,29 +60,33 @@ def end_with_parent() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    def heed() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+            pass
+        os._exit(1)
+
+    tasks = [watch]
+    if hasattr(signal, "sigwaitinfo"):  # macOS has none
+        # Threads that start from here on have it blocked too.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        tasks.append(heed)
+    for task in tasks:
+        threading.Thread(target=task, daemon=True).start()
 
 
 @contextlib.contextmanager
 def signals_held_back() -> Iterator[None]:
-    """Let processes be born with Ctrl-C and SIGTERM blocked: none dies of them before `end_with_parent`.
+    """Let processes be born with Ctrl-C and SIGTERM blocked: none dies of them before it is ready.
 
-    The server keeps them blocked for good: it ends when nobody needs it, and should it end earlier, its processes pass
-    for dead.
+    Should the server end before its processes do, these pass for dead; see `server_signals`.
     """
     # Python's tracker of shared resources, when it is started on the way, leaves the signals unblocked.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end_soon(*_: object) -> None:
-    timer = threading.Timer(_GRACE, os._exit, (1,))
-    timer.daemon = True
-    timer.start()
 
 
 @contextlib.contextmanager

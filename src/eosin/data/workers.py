@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from eosin.core.errors import EosinError
-from eosin.core.server import end_with_parent, signals_held_back
+from eosin.core.server import end_with_parent, server_context, signals_held_back
 
 __all__ = ["Reader", "default_workers", "read_ahead", "script_left_out"]
 
@@ -166,9 +166,7 @@ def _context() -> BaseContext:
         return multiprocessing.get_context("fork")
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["eosin.data.loader"])
-    return context
+    return server_context("eosin.data.loader")
 
 
 @contextlib.contextmanager

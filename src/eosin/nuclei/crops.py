@@ -78,7 +78,8 @@ class Places:
     """Which image and which place each sample shows.
 
     In one pass each image is shown as often as whole middles of `inner` px are needed to cover it ("area"), or once
-    ("image"), in an order of its own. The middle lies anywhere inside the image; what surrounds it may lie outside.
+    ("image"), in an order of its own. The middle may lie up to half of itself outside, where the image is mirrored: so
+    each pixel is learned from equally often, itself or in the mirror. With middles inside alone, borders hardly were.
 
     Args:
         shapes: Height and width of each image.
@@ -117,8 +118,10 @@ class Places:
             images[rows] = self._owner[_order(self.seed, number, len(self))[numbers[rows] % len(self)]]
         uniforms = Draws(self.seed, 0, numbers, "nuclei crop").uniform("place", 2)
         room = np.array([self.shapes[image] for image in images.tolist()], dtype=np.int64).reshape(-1, 2) - self.inner
+        beyond = self.inner // 2
+        inside = np.floor(uniforms * (room + 2 * beyond + 1)) - beyond
         # A middle larger than the image is centered on it.
-        corners = np.where(room >= 0, np.floor(uniforms * (room + 1)), np.floor(room / 2)).astype(np.int64)
+        corners = np.where(room >= 0, inside, np.floor(room / 2)).astype(np.int64)
         return np.concatenate([images[:, None], corners], axis=1)
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from eosin.core.errors import EosinError
 from eosin.core.files import atomic_file
 from eosin.nuclei.labels import Labels
 from eosin.nuclei.postprocess import Nucleus
 
-__all__ = ["Nuclei", "joined"]
+__all__ = ["Nuclei", "joined", "loaded"]
 
 UNTYPED = -1
 """Stands for the type where the network has none."""
@@ -119,6 +120,20 @@ class Nuclei:
                 return Nuclei(**{name: stored[name] for name in Nuclei.__dataclass_fields__})
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
+
+
+def loaded(part: Nuclei | Path) -> Nuclei:
+    """Return a block's nuclei, read from the file that holds them if need be.
+
+    Raises:
+        EosinError: If the file is damaged.
+    """
+    if isinstance(part, Nuclei):
+        return part
+    found = Nuclei.load(part)
+    if found is None:
+        raise EosinError(f"{part}: damaged; remove it and run the same command again")
+    return found
 
 
 def joined(parts: Iterable[Nuclei]) -> Nuclei:

@@ -12,9 +12,9 @@ import json
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from eosin.core.files import atomic_file
 from eosin.nuclei.colors import color_of
@@ -23,6 +23,15 @@ from eosin.nuclei.found import Nuclei
 __all__ = ["ObjectType", "write_geojson"]
 
 ObjectType = Literal["detection", "cell"]
+
+
+class Processes(Protocol):
+    """What puts parts into words elsewhere, such as an executor."""
+
+    def submit(self, work: Any, /, *arguments: Any) -> Future[Any]:
+        """Have a function called."""
+        ...
+
 
 # Parts given to processes before one is asked back.
 _AHEAD = 16
@@ -37,7 +46,7 @@ def write_geojson(
     classes: Sequence[str] = (),
     objects: ObjectType = "detection",
     name: str = "",
-    pool: Executor | None = None,
+    pool: Processes | None = None,
 ) -> int:
     """Write nuclei, part by part; the file is there whole or not at all.
 
@@ -77,7 +86,7 @@ def write_geojson(
     return count
 
 
-def _in_words(parts: Iterator[tuple[Nuclei, int]], settings: Any, pool: Executor | None) -> Iterator[str]:
+def _in_words(parts: Iterator[tuple[Nuclei, int]], settings: Any, pool: Processes | None) -> Iterator[str]:
     if pool is None:
         for part, first in parts:
             yield _features(part, first, *settings)

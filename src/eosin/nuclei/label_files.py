@@ -6,7 +6,7 @@ Read: those, NPZ and MAT, with the types of nuclei where the file holds them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from eosin.core.errors import EosinError
 from eosin.core.files import atomic_file
-from eosin.nuclei.datasets.reading import label_map, mat_values, npz_values
-from eosin.nuclei.found import Nuclei
+from eosin.nuclei.datasets.reading import as_labels, label_map, mat_values, npz_values, types_from_map
+from eosin.nuclei.found import Nuclei, loaded
 from eosin.nuclei.labels import Labels, instance_types, relabel_with_ids
 
 __all__ = ["LabelFile", "LabelFormat", "read_label_file", "write_labels", "write_tiled_labels"]
@@ -86,11 +86,14 @@ def write_labels(labels: Labels, path: Path, form: LabelFormat) -> Path:
     return file
 
 
-def write_tiled_labels(parts: list[Nuclei], width: int, height: int, path: Path, mpp: float | None = None) -> Path:
+def write_tiled_labels(
+    parts: Sequence[Nuclei | Path], width: int, height: int, path: Path, mpp: float | None = None
+) -> Path:
     """Write the label map of a slide tile by tile, in a TIFF of 32 bits, whole or not at all.
 
     Args:
-        parts: The nuclei; ids are 1 to n in their order.
+        parts: The nuclei, or the files that hold them, which are read where they are shown; ids are 1 to n in their
+            order.
         width: Of the map in px.
         height: Of the map in px.
         path: The file, without a suffix.
@@ -98,18 +101,22 @@ def write_tiled_labels(parts: list[Nuclei], width: int, height: int, path: Path,
     """
     import tifffile
 
-    firsts = np.cumsum([1, *(len(part) for part in parts)])
-    reach = [part.boxes for part in parts]
+    sizes, reach = [0], []
+    for each in parts:
+        part = loaded(each)
+        sizes.append(len(part))
+        reach.append((part.boxes[:, 1].min(initial=height), part.boxes[:, 3].max(initial=0)))
+    firsts = 1 + np.cumsum(sizes)
 
     def tiles() -> Iterator[npt.NDArray[np.uint32]]:
+        held: dict[int, Nuclei] = {}
         for y in range(0, height, _TILE):
-            near = [
-                at for at, box in enumerate(reach) if len(box) and box[:, 1].min() < y + _TILE and box[:, 3].max() > y
-            ]
+            near = [at for at, (top, bottom) in enumerate(reach) if top < y + _TILE and bottom > y]
+            held = {at: held[at] if at in held else loaded(parts[at]) for at in near}
             for x in range(0, width, _TILE):
                 tile = np.zeros((_TILE, _TILE), dtype=np.uint32)
-                for at in near:
-                    parts[at].paint(tile, (x, y), int(firsts[at]))
+                for at, part in held.items():
+                    part.paint(tile, (x, y), int(firsts[at]))
                 yield tile
 
     file = path.with_name(f"{path.name}.tiff")
@@ -131,7 +138,7 @@ def write_tiled_labels(parts: list[Nuclei], width: int, height: int, path: Path,
     return file
 
 
-def read_label_file(path: Path) -> LabelFile:
+def read_label_file(path: Path, *, truth: bool = False) -> LabelFile:
     """Read a label map, and types where the file has them.
 
     NPZ and MAT hold `inst_map`, and perhaps `type_map` [H, W] (as NuCLS and CoNSeP), or, MAT, `inst_type` or `class`
@@ -139,6 +146,9 @@ def read_label_file(path: Path) -> LabelFile:
 
     Args:
         path: The file.
+        truth: Whether a map of types must agree with the nuclei: more than half of the pixels of each of one type, no
+            more than 5 % of the nuclei's area outside of them. Of a prediction each nucleus has the type of most of its
+            typed pixels, and 0 without.
 
     Raises:
         EosinError: If it cannot be read, holds no label map, or types that disagree with the nuclei.
@@ -152,7 +162,13 @@ def read_label_file(path: Path) -> LabelFile:
     else:
         return LabelFile(labels, None)
     if "type_map" in arrays:
-        types = instance_types(labels, arrays["type_map"], f"{path} (type_map)", majority=True)
+        name = f"{path} (type_map)"
+        if not truth:
+            return LabelFile(labels, instance_types(labels, arrays["type_map"], name, majority=True))
+        kinds = as_labels(arrays["type_map"], name, (labels.shape[0], labels.shape[1]), whole_floats=True)
+        classes = [str(number) for number in range(1, max(1, int(kinds.max(initial=0))) + 1)]
+        relabeled = relabel_with_ids(labels)
+        types = types_from_map(kinds, name, classes, "checked")(relabeled.instances, relabeled.ids)
         return LabelFile(labels, types)
     for key, ids_key in (("inst_type", ""), ("class", "id")):
         if key in arrays:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from pathlib import Path
 
-from eosin.core.errors import EosinError
-from eosin.nuclei.found import Nuclei
+from eosin.nuclei.found import Nuclei, loaded
 
-__all__ = ["Outputs", "loaded"]
+__all__ = ["Outputs"]
 
 # Blocks that wait for a writer before who brings more has to wait.
 _AHEAD = 8
@@ -31,11 +31,11 @@ class Outputs:
     """
 
     def __init__(self, writers: Sequence[Callable[[Iterator[Nuclei]], object]]) -> None:
-        self._pool = ThreadPoolExecutor(len(writers), thread_name_prefix="outputs")
         self._feeds: list[queue.Queue[_Item]] = [queue.Queue(_AHEAD) for _ in writers]
-        self._running: list[Future[object]] = [
-            self._pool.submit(writer, _given(feed)) for writer, feed in zip(writers, self._feeds, strict=True)
-        ]
+        self._running: list[Future[object]] = [Future() for _ in writers]
+        for writer, feed, done in zip(writers, self._feeds, self._running, strict=True):
+            # Whatever interrupts who brings the blocks, the program can end: half files go with the next run.
+            threading.Thread(target=_run, args=(writer, feed, done), name="outputs", daemon=True).start()
 
     def add(self, part: Nuclei | Path) -> None:
         """Bring the next block's nuclei, or the file that holds them.
@@ -54,12 +54,11 @@ class Outputs:
         self._put(None)
         for writer in self._running:
             writer.result()
-        self._pool.shutdown()
 
     def abandon(self) -> None:
         """Leave nothing of what was written."""
         self._put(_Abandoned())
-        self._pool.shutdown()
+        wait(self._running)
 
     def _put(self, item: _Item) -> None:
         for feed, writer in zip(self._feeds, self._running, strict=True):
@@ -73,22 +72,15 @@ class Outputs:
                 writer.result()
 
 
+def _run(writer: Callable[[Iterator[Nuclei]], object], feed: queue.Queue[_Item], done: Future[object]) -> None:
+    try:
+        done.set_result(writer(_given(feed)))
+    except BaseException as error:
+        done.set_exception(error)
+
+
 def _given(feed: queue.Queue[_Item]) -> Iterator[Nuclei]:
     while (item := feed.get()) is not None:
         if isinstance(item, _Abandoned):
             raise item
         yield loaded(item)
-
-
-def loaded(part: Nuclei | Path) -> Nuclei:
-    """Return a block's nuclei, read from the file that holds them if need be.
-
-    Raises:
-        EosinError: If the file is damaged.
-    """
-    if isinstance(part, Nuclei):
-        return part
-    found = Nuclei.load(part)
-    if found is None:
-        raise EosinError(f"{part}: damaged; remove it and run the same command again")
-    return found

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from eosin.core.console import warn
 from eosin.core.errors import EosinError
@@ -20,6 +23,7 @@ from eosin.core.stopping import stopped_alike
 from eosin.nuclei.predict_run import Display, PredictRun
 from eosin.nuclei.predictions import RECORDS, PredictConfig, agree, is_current, records
 from eosin.slides import FoundSlide, find_slides, given_mpp
+from eosin.training.guards import memory_errors
 
 __all__ = ["PredictConfig", "Prediction", "predict"]
 
@@ -105,7 +109,7 @@ def predict(
         missing = [file for file in found if not is_current(out, before.get(file.name), file, table.get(file.name))]
         run = PredictRun(model, out, config, mpp, fallback, table)
         if missing:
-            with Display(len(missing), progress) as shown:
+            with _memory_told(model.device), Display(len(missing), progress) as shown:
                 run.all(missing, shown)
             with contextlib.suppress(OSError):
                 (out / ".parts").rmdir()
@@ -124,6 +128,16 @@ def predict(
         first = result.failed[0]
         raise EosinError(f"{first['path']}: {first['reason']}{_more(len(asked) - 1)}")
     return result
+
+
+@contextlib.contextmanager
+def _memory_told(device: torch.device) -> Iterator[None]:
+    advice = "use a smaller --batch-size or --block; what is done is kept"
+    try:
+        with memory_errors(device, advice):
+            yield
+    except BrokenExecutor as error:
+        raise EosinError(f"a process was killed, most often for want of memory; {advice}") from error
 
 
 def _more(count: int) -> str:

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,14 +18,14 @@ import numpy as np
 
 from eosin.core.console import note, progress_bar, warn
 from eosin.core.files import append_json_line, short_hash, writable_directory
-from eosin.nuclei.found import Nuclei
+from eosin.nuclei.found import Nuclei, loaded
 from eosin.nuclei.geojson import write_geojson
 from eosin.nuclei.label_files import LabelFormat, write_labels, write_tiled_labels
-from eosin.nuclei.outputs import Outputs, loaded
+from eosin.nuclei.outputs import Outputs
 from eosin.nuclei.overlay import write_overlay
 from eosin.nuclei.pictures import Picture, open_picture
 from eosin.nuclei.predictions import RECORDS, PredictConfig, state_of
-from eosin.nuclei.stream import Stream, Windows, Work, cores, works
+from eosin.nuclei.stream import Finders, Stream, Windows, Work, cores, works
 from eosin.nuclei.tables import write_table
 from eosin.slides import FoundSlide
 from eosin.slides.errors import UnusableSlide
@@ -34,6 +34,8 @@ __all__ = ["Display", "PredictRun"]
 
 # Images of up to so many blocks keep them in memory: they are quickly done again.
 _FEW = 4
+# Blocks that may wait to be written.
+_SAVES = 2
 # Longest side of an overlay in px.
 _LONGEST = 4096
 
@@ -137,8 +139,9 @@ class PredictRun:
                     shown.block(0 if found is None else len(found))
             finally:
                 self.network_seconds, self.windows = stream.network_seconds, stream.windows
-                for picture, opened in self._open.items():
+                for opened in self._open.values():
                     opened.outputs.abandon()
+                for picture in self._open:
                     picture.close()
 
     def _stream(self) -> Stream:
@@ -175,7 +178,7 @@ class PredictRun:
                 note(f"{file.name}: {told}")
             blocks = works(picture, self._side())
             kept = picture.kind == "slide" or len(blocks) - 1 > _FEW
-            folder = self._out / ".parts" / short_hash(file.name, state, self._config.plain(), self._mpp)
+            folder = self._out / ".parts" / short_hash(file.name, state, self._config.plain(), self._mpp, self._side())
             opened = _Open(file, state, folder, kept, self._outputs(picture, stream.pool if kept else None))
             self._open[picture] = opened
             if kept:
@@ -198,7 +201,7 @@ class PredictRun:
         side = self._config.block or (2048 if self._on_gpu else 1024)
         return round(side / output) * output if side > output else side
 
-    def _outputs(self, picture: Picture, pool: Executor | None) -> Outputs:
+    def _outputs(self, picture: Picture, pool: Finders | None) -> Outputs:
         """Begin the files that are written while the blocks come."""
         config = self._config
         place = {"step": picture.step, "mpp": picture.mpp, "classes": self._model.classes}
@@ -239,7 +242,7 @@ class PredictRun:
         opened.parts[work.number] = path
         # Compression takes time in which the next block's maps are put together.
         opened.saves.append(self._saver.submit(found.save, path))
-        while opened.saves and opened.saves[0].done():
+        while len(opened.saves) > _SAVES or (opened.saves and opened.saves[0].done()):
             opened.saves.popleft().result()
 
     def _fail(self, file: FoundSlide, reason: str) -> None:
@@ -286,7 +289,7 @@ class PredictRun:
         outputs = {"geojson": geojson, "table": table}
         form = config.labels if config.labels != "auto" else ("png" if picture.kind == "image" else "none")
         if form != "none":
-            outputs["labels"] = self._write_labels(picture, parts, form)
+            outputs["labels"] = self._write_labels(picture, [opened.parts[number] for number in numbers], form)
         if config.overlays:
             path = self._place("overlays", picture.name, ".png")
             pixels, factor = picture.thumbnail(_LONGEST)
@@ -309,13 +312,13 @@ class PredictRun:
             "outputs": {kind: str(file.relative_to(self._out)) for kind, file in outputs.items()},
         }
 
-    def _write_labels(self, picture: Picture, parts: Any, form: LabelFormat) -> Path:
+    def _write_labels(self, picture: Picture, parts: Sequence[Nuclei | Path], form: LabelFormat) -> Path:
         path = self._place("labels", picture.name, "")
         if picture.kind == "slide":
-            return write_tiled_labels(list(parts()), picture.width, picture.height, path, picture.mpp)
+            return write_tiled_labels(parts, picture.width, picture.height, path, picture.mpp)
         canvas = np.zeros((picture.height, picture.width), dtype=np.uint32)
         first = 1
-        for part in parts():
+        for part in map(loaded, parts):
             part.paint(canvas, (0, 0), first)
             first += len(part)
         return write_labels(canvas, path, form)

@@ -58,7 +58,7 @@ def agree(out: Path, model: Any, config: PredictConfig, mpp: float | None) -> No
     wanted: dict[str, Any] = {
         "version": _VERSION,
         "model": {"name": model.name, "fingerprint": model.fingerprint, "classes": list(model.classes)},
-        "settings": {**settings, "mpp": mpp},
+        "settings": {**settings, "mpp": mpp, "precision": model.precision},
     }
     path = out / SETTINGS
     if path.exists():

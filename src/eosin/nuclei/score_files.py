@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +88,7 @@ def score_files(
         EosinError: If names do not match, a file is no label map, sizes differ, or the two have other types.
     """
     found = _predictions(Path(predicted))
-    wanted = _set(truth, side) if truth.partition(":")[0] in NUCLEI_SETS else _folder(Path(truth))
+    wanted = _set(truth, side) if truth.partition(":")[0] in NUCLEI_SETS else _folder(Path(truth), truth=True)
     pairs = _paired(found, wanted, strict=truth.partition(":")[0] not in NUCLEI_SETS)
     typed = _typed(found, wanted)
     loaded = []
@@ -95,6 +96,9 @@ def score_files(
         true, guess = wanted.files[name](), found.files[own]()
         typed = typed and true.types is not None and guess.types is not None
         loaded.append((name, true, guess))
+    if _typed(found, wanted):
+        _same_kind(wanted.where, [(name, true) for name, true, _ in loaded])
+        _same_kind(found.where, [(name, guess) for name, _, guess in loaded])
     kinds = _names(found, wanted, loaded) if typed else {}
     scores = [_one(wanted, kinds, radius, *item) for item in loaded]
     return Scored(
@@ -141,7 +145,26 @@ def _names(found: _Labels, wanted: _Labels, loaded: list[tuple[str, LabelFile, L
         kinds = [file.types for _, *files in loaded for file in files if file.types is not None]
         top = max((int(own.max()) for own in kinds if len(own)), default=0)
         classes = tuple(f"type {number}" for number in range(1, top + 1))
+    for name, *files in loaded:
+        for file, where in zip(files, (wanted.where, found.where), strict=True):
+            top = int(file.types.max()) if file.types is not None and len(file.types) else 0
+            if top > len(classes):
+                raise EosinError(
+                    f"{where}: '{name}' holds the type {top}, but there are {len(classes)} ({', '.join(classes)}); "
+                    "name the truth as the set that it is, such as consep:ROOT?classes=4, which joins types"
+                )
     return dict(enumerate(classes, start=1))
+
+
+def _same_kind(where: str, files: list[tuple[str, LabelFile]]) -> None:
+    """Refuse types of some images only: a score of types would be one of few images, or of none, without a word."""
+    typed = [name for name, file in files if file.types is not None]
+    without = [name for name, file in files if file.types is None]
+    if typed and without:
+        raise EosinError(
+            f"{where}: '{without[0]}' has no types (and {len(without) - 1} more), '{typed[0]}' has; add them, or leave "
+            "them out of all files"
+        )
 
 
 def _paired(found: _Labels, wanted: _Labels, *, strict: bool) -> dict[str, str]:
@@ -208,17 +231,20 @@ def _set(spec: str, side: Side) -> _Labels:
     )
 
 
-def _folder(folder: Path) -> _Labels:
+def _folder(folder: Path, *, truth: bool = False) -> _Labels:
     if not folder.is_dir():
         known = ", ".join(f"{scheme}:" for scheme in NUCLEI_SETS)
         raise EosinError(f"{folder}: no such folder; give a folder of label maps, or a set ({known})")
     labels = folder / "labels" if (folder / "labels").is_dir() else folder
     files = listed(labels, LABEL_SUFFIXES)
-    return _Labels(str(folder), {name: _reader(path) for name, path in files.items()}, None, {}, {}, {})
-
-
-def _reader(path: Path) -> Callable[[], LabelFile]:
-    return lambda: read_label_file(path)
+    return _Labels(
+        str(folder),
+        {name: partial(read_label_file, path, truth=truth) for name, path in files.items()},
+        None,
+        {},
+        {},
+        {},
+    )
 
 
 def _predictions(folder: Path) -> _Labels:

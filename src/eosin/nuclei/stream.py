@@ -13,11 +13,12 @@ import multiprocessing
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +35,9 @@ from eosin.slides.errors import UnusableSlide
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Stream", "Windows", "Work", "cores", "works"]
+__all__ = ["Finders", "Stream", "Windows", "Work", "cores", "works"]
+
+T = TypeVar("T")
 
 _WIDEST_STRIP = 16
 # Bytes of maps kept in memory.
@@ -122,6 +125,23 @@ class _Batch:
     ready: list[Work]
 
 
+class Finders:
+    """The processes that search, for several threads.
+
+    Args:
+        pool: Of processes.
+    """
+
+    def __init__(self, pool: Executor) -> None:
+        self._pool = pool
+        self._lock = Lock()
+
+    def submit(self, work: Callable[..., T], *arguments: Any, **named: Any) -> Future[T]:
+        """Give work to a process, which may be started for it."""
+        with self._lock, script_left_out(), signals_held_back():
+            return self._pool.submit(work, *arguments, **named)
+
+
 class Stream:
     """Finds the nuclei of blocks, in the order in which they are asked for; a context manager.
 
@@ -166,7 +186,7 @@ class Stream:
             context = start_server("eosin.nuclei.stitch")
             assert isinstance(context, multiprocessing.context.ForkServerContext)
             self._finders = ProcessPoolExecutor(finders, mp_context=context, initializer=end_with_parent)
-        self.pool = self._finders if finders else None
+        self.pool = Finders(self._finders) if finders else None
         self.network_seconds = 0.0
         self.windows = 0
 
@@ -221,11 +241,8 @@ class Stream:
             self._release(work.picture, block)
         size = work.picture.width, work.picture.height
         last = width == len(self._margins) - 1
-        # A process of the pool may be started here.
-        with script_left_out(), signals_held_back():
-            return self._finders.submit(
-                find, probability, hv, types, block, work.core, size, scale=self._scale, last=last
-            )
+        submit = self._finders.submit if self.pool is None else self.pool.submit
+        return submit(find, probability, hv, types, block, work.core, size, scale=self._scale, last=last)
 
     def _answer(self, work: Work, search: Future[Nuclei | None] | None) -> tuple[Work, Nuclei | None]:
         if work.core is None:

@@ -188,7 +188,7 @@ class _Trainer:
             say(f"{out} is finished already: {result}")
             return result
         self.best = BestModel(out)
-        self._begin(self._resume(out, run))
+        self._resume(out, run)
         self._describe(out)
         with self.stop.listening(), self._progress(shown=run is not None) as (progress, task):
             while not self.over:
@@ -280,9 +280,11 @@ class _Trainer:
         if stop and not self.over:
             raise Interrupted(stop, self.step)
 
-    def _resume(self, out: Path, run: RunDirectory | None) -> dict[str, Any] | None:
+    def _resume(self, out: Path, run: RunDirectory | None) -> None:
+        """Take up the run in `out` where it was left, or begin it."""
         found = Checkpoints(out / "checkpoints").load_newest()
         state: dict[str, Any] | None = None
+        turned = False
         if found is not None:
             self.step, state = found
             if state["material"] != self.material:
@@ -295,15 +297,17 @@ class _Trainer:
             self.place = _Place(**state["place"])
             self.best.step, self.best.score = state["best"]["step"], state["best"]["score"]
             say(f"resuming {out} at step {self.step} of {self.steps}")
-            if state["phase"] != self.phase:
-                # A run of the phases before ended there, see `with_more_phases`: what `_turn` does is left to do.
-                if self.best.step:
-                    self.best.load_into(self.network)
-                state = None
+            # A run of the phases before ended there, see `with_more_phases`: what `_turn` does is left to do.
+            turned = state.get("phase", self.phase) != self.phase
+            if turned and self.best.step:
+                self.best.load_into(self.network)
         agree_on_step(self.step, self.device, out)
         if run is not None:
             run.rewind(self.step)
-        return state
+        self._begin(None if turned else state)
+        if turned and run is not None:
+            # At once: a look may put other weights in the place of the best before the next checkpoint.
+            self._save(run)
 
     def _save(self, run: RunDirectory) -> None:
         self._check_finite()

@@ -213,6 +213,11 @@ def assemble(
     for side, share in (("test", test), ("val", val)):
         if share is not None:
             said += _cut(kept, split, cast(Split, side), share)
+    leak = _leak(kept, split.tolist())
+    if leak and not about.counts:
+        raise EosinError(f"{spec}: {leak}; put both on one side")
+    if leak:
+        said.append(f"the published sides overlap: {leak}")
     if "train" not in split.tolist():
         raise EosinError(f"{spec}: there are no images to train on; expected {', '.join(about.layout)}")
     images = [_image(each, side) for each, side in zip(kept, split.tolist(), strict=True)]
@@ -230,6 +235,18 @@ def assemble(
         fingerprint=short_hash(about.name, about.version, list(classes), options.plain(), identity),
         reference=about.reference,
     )
+
+
+def _leak(kept: Sequence[Found], sides: Sequence[str]) -> str:
+    """Say which image, or patient, lies on two sides, if one does: what is tested would have been learned from."""
+    first: dict[tuple[str, object], tuple[str, str]] = {}
+    for each, side in zip(kept, sides, strict=True):
+        keys = [("is a copy of", each.content), (f"is of the group '{each.group}', as", each.group)]
+        for words, value in keys:
+            name, other = first.setdefault((words, value), (each.name, side)) if value else (each.name, side)
+            if other != side:
+                return f"'{each.name}' ({side}) {words} '{name}' ({other})"
+    return ""
 
 
 def _image(found: Found, side: Split) -> NucleiImage:

@@ -61,7 +61,7 @@ def _open(source: str, options: SyntheticNucleiOptions, spec: str) -> NucleiSet:
             sides[number % slides],
             partial(_load, number, slides, options.size, options.mpp, options.seed),
             (options.size, options.size),
-            drawn.digest(),
+            hashlib.blake2b(drawn.digest() + number.to_bytes(8, "big"), digest_size=16).digest(),
             b"",
             group=f"slide{number % slides:03d}",
             mpp=options.mpp,
