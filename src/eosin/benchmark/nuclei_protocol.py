@@ -29,8 +29,11 @@ __all__ = [
 ]
 
 HOVERNET = "hovernet"
-VERSION = 1
-CHANGES = {1: "first version"}
+VERSION = 2
+CHANGES = {
+    1: "first version",
+    2: "windows reach half over the border of an image: before, borders were hardly learned from",
+}
 REFERENCE = (
     "Graham et al., HoVer-Net, Medical Image Analysis 2019; with a frozen encoder as Kang et al., CVPR 2023, compare "
     "encoders"
