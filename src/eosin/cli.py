@@ -36,7 +36,7 @@ Positional = tyro.conf.Positional
 
 
 def demo(*, out: Path = Path("demo"), minutes: float | None = None) -> int:
-    """Run the main job on synthetic tissue: pre-train, evaluate, report (under 5 minutes on 2 cores).
+    """Run the main job on synthetic tissue: pre-train, evaluate, report (about 7 minutes on 2 cores).
 
     Exits with 1 if the pre-trained encoder does not beat the untrained one and color statistics on the kNN probe.
 

@@ -13,8 +13,8 @@ from eosin.core.files import writable_directory
 __all__ = ["DemoOutcome", "run_demo"]
 
 _TILES, _SLIDES, _SIZE, _SEED = 1600, 40, 128, 0
-_SAMPLES_PER_MINUTE = 9_000
-_DEFAULT_MINUTES = 2.0
+_SAMPLES_PER_MINUTE = 4_500
+_DEFAULT_MINUTES = 4.0
 _BASELINES = ("untrained", "color statistics")
 
 
@@ -38,7 +38,7 @@ def run_demo(out: Path, minutes: float | None = None, command: str = "eosin demo
 
     Args:
         out: Output directory. A second call goes on where the first was stopped.
-        minutes: Rough length of the pre-training on two cores; 2 if not given.
+        minutes: Rough length of the pre-training on two cores; 4 if not given.
         command: The command line, for the record.
 
     Raises:
