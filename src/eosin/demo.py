@@ -98,8 +98,8 @@ def _fields(index: Path, samples: int) -> dict[str, Any]:
         "augment.views.global.jitter": jitter,
         "augment.views.global.grayscale": 0.2,
         "watch.task": f"csv:{index}",
-        "watch.tiles": 384,
-        "watch.every_steps": max(1, samples // 64 // 10),
+        "watch.tiles": 256,
+        "watch.every_steps": max(1, samples // 64 // 5),
     }
 
 
