@@ -334,3 +334,17 @@ def test_long_settings_stand_once_below_the_table():
     ]
     names = _brief(["knn", *long])
     assert list(names.values()) == ["knn", "hovernet:frozen?…1", "hovernet:frozen?…2", "eva?…"]
+
+
+def test_settings_of_what_is_not_printed_are_not(configure, stand_in):
+    long = "hovernet:frozen?epochs=20&width=0.5"
+    config = configure(encoders=("good=random:test_resnet",), protocols=(long,))
+    (record,) = run_benchmark(config)
+    folded = [{**record, "protocol": f"{long}&variant:{n}", "key": f"k{n}"} for n in range(5)]
+    stream = io.StringIO()
+    print_table([record], Console(file=stream, width=100), config.out)
+    assert stream.getvalue().count("epochs=20, width=0.5") == 1
+    stream = io.StringIO()
+    print_table(folded, Console(file=stream, width=100), config.out)
+    assert "5 results of hovernet" in stream.getvalue()
+    assert "epochs=20, width=0.5" not in stream.getvalue()

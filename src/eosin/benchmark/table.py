@@ -37,6 +37,7 @@ def print_table(records: Sequence[Record], console: Console, out: Path = Path())
     versions = {(r["task"], r["protocol"]): r["protocol_version"] for r in records}
     sizes = {(r["task"], r["encoder"]): r["n_test"] for r in records}
     names = _brief(list(dict.fromkeys(record["protocol"] for record in records)))
+    printed: dict[str, None] = {}
     for task in dict.fromkeys(record["task"] for record in records):
         mine = [record for record in records if record["task"] == task]
         metrics_shown = _NUCLEI_METRICS if is_nuclei(mine[0]) else _METRICS
@@ -62,6 +63,7 @@ def print_table(records: Sequence[Record], console: Console, out: Path = Path())
         for line in lines:
             if line["protocol"].partition(":")[0] in folded:
                 continue
+            printed[line["protocol"]] = None
             metrics = line["metrics"]
             first, *others = (metrics.get(name) for name, _ in metrics_shown)
             seeds = len(line["seeds"])
@@ -82,7 +84,8 @@ def print_table(records: Sequence[Record], console: Console, out: Path = Path())
             console.print(
                 f"{name}: {count} results of {family} in {out / LEADERBOARD}; the page shows them", markup=False
             )
-    for protocol, name in names.items():
+    for protocol in printed:
+        name = names[protocol]
         if name != protocol:
             settings = protocol.partition("?")[2].replace("&", ", ")
             console.print(f"{name}: {settings}", markup=False, highlight=False, soft_wrap=True)

@@ -18,6 +18,7 @@ import numpy as np
 
 from eosin.core.console import note, progress_bar, warn
 from eosin.core.files import append_json_line, short_hash, writable_directory
+from eosin.nuclei.finders import Finders
 from eosin.nuclei.found import Nuclei, loaded
 from eosin.nuclei.geojson import write_geojson
 from eosin.nuclei.label_files import LabelFormat, write_labels, write_tiled_labels
@@ -25,7 +26,7 @@ from eosin.nuclei.outputs import Outputs
 from eosin.nuclei.overlay import write_overlay
 from eosin.nuclei.pictures import Picture, open_picture
 from eosin.nuclei.predictions import RECORDS, PredictConfig, state_of
-from eosin.nuclei.stream import Finders, Stream, Windows, Work, cores, works
+from eosin.nuclei.stream import Stream, Windows, Work, cores, works
 from eosin.nuclei.tables import write_table
 from eosin.slides import FoundSlide
 from eosin.slides.errors import UnusableSlide

@@ -91,14 +91,15 @@ def score_files(
     wanted = _set(truth, side) if truth.partition(":")[0] in NUCLEI_SETS else _folder(Path(truth), truth=True)
     pairs = _paired(found, wanted, strict=truth.partition(":")[0] not in NUCLEI_SETS)
     typed = _typed(found, wanted)
-    loaded = []
-    for name, own in pairs.items():
-        true, guess = wanted.files[name](), found.files[own]()
-        typed = typed and true.types is not None and guess.types is not None
-        loaded.append((name, true, guess))
-    if _typed(found, wanted):
-        _same_kind(wanted.where, [(name, true) for name, true, _ in loaded])
-        _same_kind(found.where, [(name, guess) for name, _, guess in loaded])
+    loaded = [(name, wanted.files[name](), found.files[own]()) for name, own in pairs.items()]
+    if typed:
+        has = [
+            _has_types(wanted.where, [(name, true) for name, true, _ in loaded]),
+            _has_types(found.where, [(name, guess) for name, _, guess in loaded]),
+        ]
+        typed = all(has)
+        if any(has) and not typed:
+            note(f"types are not scored: {wanted.where if has[1] else found.where} has none")
     kinds = _names(found, wanted, loaded) if typed else {}
     scores = [_one(wanted, kinds, radius, *item) for item in loaded]
     return Scored(
@@ -156,8 +157,8 @@ def _names(found: _Labels, wanted: _Labels, loaded: list[tuple[str, LabelFile, L
     return dict(enumerate(classes, start=1))
 
 
-def _same_kind(where: str, files: list[tuple[str, LabelFile]]) -> None:
-    """Refuse types of some images only: a score of types would be one of few images, or of none, without a word."""
+def _has_types(where: str, files: list[tuple[str, LabelFile]]) -> bool:
+    """Tell whether the files have types; of some only they are refused: a score would be one of few images."""
     typed = [name for name, file in files if file.types is not None]
     without = [name for name, file in files if file.types is None]
     if typed and without:
@@ -165,6 +166,7 @@ def _same_kind(where: str, files: list[tuple[str, LabelFile]]) -> None:
             f"{where}: '{without[0]}' has no types (and {len(without) - 1} more), '{typed[0]}' has; add them, or leave "
             "them out of all files"
         )
+    return bool(typed)
 
 
 def _paired(found: _Labels, wanted: _Labels, *, strict: bool) -> dict[str, str]:

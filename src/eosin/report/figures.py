@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from eosin.report.load import Results, Run
 from eosin.report.roc import Curve, area, thin
 from eosin.report.summary import is_headline
 
-__all__ = ["chance", "condition", "confusion", "curves", "differences", "ranks", "training"]
+__all__ = ["brief", "chance", "condition", "confusion", "curves", "differences", "ranks", "training"]
 
 T = TypeVar("T")
 Cell = tuple[str, str, str, float]
@@ -35,6 +36,11 @@ _PANELS = (
 def condition(protocol: str, fraction: float) -> str:
     """Name a protocol at a label fraction: "knn", "logistic, 10 % of labels"."""
     return protocol if fraction == 1.0 else f"{protocol}, {100 * fraction:g} % of labels"
+
+
+def brief(name: str) -> str:
+    """Leave the settings of a protocol, or of a condition, out where they are long, as the page's scripts do."""
+    return re.sub(r"\?[^,]*", "?…", name, count=1) if len(name) > 28 else name
 
 
 def chance(metric: str, classes: int) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ import eosin
 from eosin.core.errors import EosinError, nearest
 from eosin.core.files import atomic_file, output_file
 from eosin.report.exports import as_csv, as_json, as_markdown
+from eosin.report.figures import brief
 from eosin.report.load import Results, load_results
 from eosin.report.picture import as_png
 from eosin.report.view import build_view
@@ -68,7 +68,7 @@ def _page(results: Results) -> str:
     )
     templates.filters |= {"value": _value, "duration": _duration}
     view = build_view(results)
-    templates.globals["brief"] = _brief
+    templates.globals["brief"] = brief
     return templates.get_template("page.html.j2").render(**view, plotly=get_plotlyjs(), version=eosin.__version__)
 
 
@@ -83,8 +83,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _brief(condition: str) -> str:
-    """Leave the settings of a protocol out where they are long, as the page's scripts do."""
-    return re.sub(r"\?[^,]*", "?…", condition, count=1) if len(condition) > 28 else condition

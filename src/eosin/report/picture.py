@@ -8,7 +8,7 @@ from typing import Any
 
 import eosin
 from eosin.report.board import board_rows
-from eosin.report.figures import chance
+from eosin.report.figures import brief, chance
 from eosin.report.load import Results
 from eosin.report.summary import headline_metric, higher_is_better, in_words, is_headline, metric_name
 from eosin.report.view import encoders_of
@@ -17,8 +17,6 @@ __all__ = ["as_png"]
 
 _MOST = 16
 _CONDITIONS = 4
-_LONG = 28
-"""Letters of a protocol from which its settings are left out of the legend."""
 _COLORS = ("#4b3a99", "#d1477e", "#a18d2b", "#155147")
 _INK, _SOFT, _LINE = "#241f2b", "#625a6d", "#e6e0ea"
 _MARKS = ("o", "s", "D", "^")
@@ -103,7 +101,7 @@ def _draw(
     place = {name: number for number, name in enumerate(encoders)}
     for number, (protocol, fraction) in enumerate(conditions):
         shift = 0.0 if len(conditions) == 1 else 0.5 * (number / (len(conditions) - 1) - 0.5)
-        name = protocol if len(protocol) <= _LONG else f"{protocol.partition('?')[0]}?…"
+        name = brief(protocol)
         label = name if fraction == 1.0 else f"{name}, {100 * fraction:g} %"
         axes.plot([], [], _MARKS[number], color=_COLORS[number], label=_plain(label))
         for row in rows:

@@ -39,7 +39,7 @@ const brief = (condition) => (condition.length > 28 ? condition.replace(/\?[^,]*
 
 // In tables its settings stand small behind its name, the first two lines of them.
 function settled(condition) {
-  if (condition.length <= 28) return [condition];
+  if (condition.length <= 28 || !condition.includes("?")) return [condition];
   const [, name, settings, share] = /^([^?]*)([^,]*)(.*)$/.exec(condition);
   return [name, element("span", { class: "version settings", title: settings.slice(1).replaceAll("&", "\n") }, ...breakable(settings.slice(1))), share.replace(/^, /, "")];
 }
