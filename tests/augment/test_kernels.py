@@ -309,3 +309,18 @@ def test_no_folder_to_keep_machine_code_in_does_no_harm(tmp_path):
 
 def test_the_spaces_are_numbered_as_the_kernels_count_them():
     assert list(CHANNELS) == ["lab", "hsv", "hed"]
+
+
+@needs_numba
+def test_a_hue_that_rounding_decides_moves_no_mean():
+    """Tissue beside gray with a last bit of blue is restained as beside gray, compiled or not."""
+    gray = torch.full((1, 3, 8, 8), 137 / 255)
+    # Of two colors alone, standardized ones stay where they are, whatever the second's hue.
+    gray[0, :, :, :2] = torch.tensor([0.7, 0.4, 0.6])[:, None, None]
+    gray[0, :, :, 2:4] = torch.tensor([0.4, 0.5, 0.7])[:, None, None]
+    bluish = gray.clone()
+    bluish[:, 2, :, 4:] += 2**-24
+    aim = aims_of("hsv", 1)
+    for change in (restain, lambda *given, **named: without(pytest.MonkeyPatch(), restain, *given, **named)):
+        one, other = (change(images.clone(), aim, space="hsv", tissue_only=False) for images in (gray, bluish))
+        torch.testing.assert_close(one, other, rtol=0, atol=SAME)
