@@ -18,14 +18,14 @@ settings.register_profile("eosin", deadline=None, max_examples=int(os.environ.ge
 settings.load_profile("eosin")
 
 
-_SERVED = ["eosin.data.loader", "eosin.evaluate.embed_workers", "eosin.tiling.preload"]
-
-
 @pytest.fixture(scope="session", autouse=True)
 def fork_server() -> None:
     """One server with all that any test's processes import: the first to start one would else decide for all."""
-    multiprocessing.set_forkserver_preload(_SERVED)
-    forkserver.ensure_running()
+    multiprocessing.set_forkserver_preload(["served"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent / "helpers"), prepend=os.pathsep)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")

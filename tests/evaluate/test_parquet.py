@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import signal
 import time
 
 import numpy as np
@@ -18,6 +17,7 @@ from eosin.core.files import directory_held
 from eosin.data import open_tiles
 from eosin.encoders import load_encoder
 from eosin.evaluate import embed, embed_to_parquet, open_dense
+from forked import Forked
 
 
 def test_table_holds_the_features_of_the_readable_tiles(tmp_path):
@@ -82,14 +82,12 @@ def test_a_command_that_was_killed_goes_on(tmp_path, monkeypatch, capsys):
         os.link(tmp_path / f"{number % 64}.png", tmp_path / f"{number}.png")
     (tmp_path / "many.csv").write_text("file\n" + "".join(f"{number}.png\n" for number in range(3000)))
     monkeypatch.chdir(tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "eosin.cli", *WORDS], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    process = Forked("-m", "eosin.cli", *WORDS)
     while not (found := list(tmp_path.glob("out.parquet.parts/*/*-of-00003.safetensors"))):
         assert process.poll() is None
         time.sleep(0.002)
-    process.kill()
-    process.wait()
+    process.send_signal(signal.SIGKILL)
+    process.finish()
     assert not (tmp_path / "out.parquet").exists(), "it was over before it was killed; give it more tiles"
     before = {path: path.stat().st_mtime_ns for path in found}
     whole = embed(load_encoder("color:stats?size=16"), open_tiles("many.csv"))

@@ -1,10 +1,6 @@
 """Two processes give what one gives on the same global batch: loss, gradients and state, over twenty steps."""
 
-import os
 import runpy
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,17 +8,12 @@ import torch
 from torch import Tensor
 
 from eosin.methods import METHODS
+from forked import Forked, ranks
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 CASES = runpy.run_path(str(SCRIPT))["CASES"]
 # Batch norm keeps the mean of its own process's running statistics where a method does not synchronize it.
 OWN_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def assert_near(ours, theirs):
@@ -40,15 +31,13 @@ def test_every_method_is_tested():
 
 @pytest.mark.parametrize("case", CASES)
 def test_twenty_steps_of_two_processes_equal_one(tmp_path, case):
-    alone = [subprocess.Popen([sys.executable, SCRIPT, case, tmp_path / "one.pt"])]
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    alone = [Forked(SCRIPT, case, tmp_path / "one.pt")]
     workers = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, case, tmp_path / f"two-{rank}.pt", "gloo"], env=shared | {"RANK": str(rank)}
-        )
-        for rank in range(2)
+        Forked(SCRIPT, case, tmp_path / f"two-{rank}.pt", "gloo", env=environment)
+        for rank, environment in enumerate(ranks(2))
     ]
-    assert [process.wait(timeout=240) for process in alone + workers] == [0, 0, 0]
+    said = [process.finish() for process in alone + workers]
+    assert [process.returncode for process in alone + workers] == [0, 0, 0], said
     one = torch.load(tmp_path / "one.pt")
     synchronized = METHODS[case.split("-")[0]].norm == "synchronized"
     for rank in range(2):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
+import gc
 import json
 import os
 import random
@@ -237,11 +238,15 @@ def live(request: dict[str, Any]) -> int:
 
 def serve() -> None:
     """Read a life's request from each line, fork it, and write how it ended and how long it took."""
+    from eosin.augment.kernels import kernel
     from eosin.pretrain import loop
 
     torch.set_num_threads(1)
     # Both are for the log's MFU, which is not compared, and take longer than a life.
     loop.measure_peak = loop.count_flops = lambda *_: 1
+    kernel("jitter", torch.zeros(1, 3, 1, 1))  # loads machine code, as long as a life
+    # Else each child's first full collection touches, and so copies, every page of what was imported.
+    gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)
         begun = time.monotonic()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -21,6 +18,7 @@ from eosin.encoders import load_encoder
 from eosin.pretrain import Interrupted, load_recipe, pretrain
 from eosin.pretrain.best import BestEncoder
 from eosin.training.checkpoints import Checkpoints
+from forked import Forked
 
 TIMES = ("images_per_second", "data_wait", "mfu")
 
@@ -71,13 +69,12 @@ def start(config, out, *arguments):
     """Start the same run in a process of its own."""
     path = out.parent / f"{out.name}.yaml"
     path.write_text(yaml.safe_dump(config.plain()))
-    command = [sys.executable, "-m", "eosin.cli", "pretrain", str(path), "--out", str(out), *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return Forked("-m", "eosin.cli", "pretrain", path, "--out", out, *arguments)
 
 
 def wait_for(condition, process):
     while not condition():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.errors()
         time.sleep(0.01)
 
 
@@ -109,7 +106,7 @@ def test_killed_and_resumed_equals_undisturbed(tiny, undisturbed, tmp_path):
     process = start(tiny(), out)
     wait_for(lambda: len(Checkpoints(out / "checkpoints").saved()) == 2, process)  # steps 10 and 20
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.finish()
     assert not (out / "encoder.safetensors").exists()
     pretrain(tiny(), out)
     assert_same_run(undisturbed, out)
@@ -121,7 +118,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny, undisturbed, tmp_path, numbe
     process = start(tiny(), out)
     wait_for(lambda: (out / "metrics.jsonl").exists(), process)
     process.send_signal(number)
-    errors = process.communicate()[1]
+    errors = process.finish()
     assert process.returncode == code
     assert "Go on with the same command" in errors
     assert "Traceback" not in errors
@@ -140,8 +137,8 @@ def test_a_damaged_newest_checkpoint_falls_back(tiny, undisturbed, tmp_path, cap
     out = tmp_path / "run"
     process = start(tiny(), out)
     wait_for(lambda: len(Checkpoints(out / "checkpoints").saved()) == 2, process)
-    process.kill()
-    process.wait()
+    process.send_signal(signal.SIGKILL)
+    process.finish()
     _, newest = Checkpoints(out / "checkpoints").saved()[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
     pretrain(tiny(), out)

@@ -17,6 +17,7 @@ from eosin.core.files import read_json_lines
 from eosin.methods import METHODS
 from eosin.pretrain import pretrain
 from eosin.training.checkpoints import Checkpoints
+from forked import Forked, ranks
 
 # A transformer has no batch norm, whose running statistics are the first process's own.
 SHORT = {
@@ -92,9 +93,12 @@ def test_a_run_of_one_process_goes_on_with_two(tiny_of, tmp_path, monkeypatch, n
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(method, "after_step", stop)
         pretrain(config, tmp_path / "moved")
-    process = start(config, tmp_path / "moved")
-    errors = process.communicate(timeout=240)[1]
-    assert process.returncode == 0, errors
+    path = tmp_path / "moved.yaml"
+    path.write_text(yaml.safe_dump(config.plain()))
+    command = ["-m", "eosin.cli", "pretrain", path, "--out", tmp_path / "moved"]
+    pair = [Forked(*command, env=environment) for environment in ranks(2)]
+    errors, _ = [process.finish() for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], errors
     assert "at step 8 of 20" in errors
     whole, moved = (read_json_lines(tmp_path / run / "metrics.jsonl") for run in ("whole", "moved"))
     assert [record["step"] for record in moved] == [record["step"] for record in whole]

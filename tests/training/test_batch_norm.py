@@ -1,10 +1,6 @@
 """Batch norm over two processes is batch norm of one process on the whole batch."""
 
-import os
 import runpy
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,28 +9,20 @@ import torch
 from torch import nn
 
 from eosin.training.batch_norm import SynchronizedBatchNorm, synchronize_batch_norm
+from forked import Forked, ranks
 
 SCRIPT = Path(__file__).with_name("batch_norm_processes.py")
 HERE = runpy.run_path(str(SCRIPT), run_name="here")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     """What one process records, and what each of two does."""
     folder = tmp_path_factory.mktemp("records")
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    workers = [
-        subprocess.Popen([sys.executable, SCRIPT, folder / f"{rank}.pt"], env=shared | {"RANK": str(rank)})
-        for rank in range(2)
-    ]
+    workers = [Forked(SCRIPT, folder / f"{rank}.pt", env=environment) for rank, environment in enumerate(ranks(2))]
     one = HERE["everything"]()
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    said = [worker.finish() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
     return [one, *(torch.load(folder / f"{rank}.pt") for rank in range(2))]
 
 

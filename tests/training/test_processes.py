@@ -2,8 +2,6 @@
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from eosin.core.collective import processes
 from eosin.core.errors import EosinError
 from eosin.training.processes import _first_host, adopt_slurm, choose_device, process_group
+from forked import Forked
 
 SCRIPT = Path(__file__).with_name("slurm_process.py")
 GIVEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -136,13 +135,14 @@ class TestSlurm:
         # The port follows from the job's number, in a range that the probe need not hit.
         step |= {"SLURM_JOB_ID": str(port - 20000)} if 20000 <= port < 40000 else {"MASTER_PORT": str(port)}
         tasks = [
-            subprocess.Popen(
-                [sys.executable, SCRIPT, tmp_path / f"{rank}.pt"],
+            Forked(
+                *(SCRIPT, tmp_path / f"{rank}.pt"),
                 env=without_launchers() | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
             )
             for rank in range(2)
         ]
-        assert [task.wait(timeout=120) for task in tasks] == [0, 0]
+        said = [task.finish() for task in tasks]
+        assert [task.returncode for task in tasks] == [0, 0], said
         for rank in range(2):
             assert torch.load(tmp_path / f"{rank}.pt") == (rank, 2, torch.tensor([3.0]))
 

@@ -23,7 +23,7 @@ def server_context(preload: str) -> ForkServerContext:
         preload: Module that the server imports, so that the processes forked from it need not.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["eosin.core.server_signals", preload])
+    context.set_forkserver_preload(["eosin.core.server_process", preload])
     return context
 
 
@@ -78,7 +78,7 @@ def end_with_parent() -> None:
 def signals_held_back() -> Iterator[None]:
     """Let processes be born with Ctrl-C and SIGTERM blocked: none dies of them before it is ready.
 
-    Should the server end before its processes do, these pass for dead; see `server_signals`.
+    Should the server end before its processes do, these pass for dead; see `server_process`.
     """
     # Python's tracker of shared resources, when it is started on the way, leaves the signals unblocked.
     resource_tracker.ensure_running()
