@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import warnings
 from collections.abc import Callable
 from statistics import median
 
@@ -16,11 +17,13 @@ import numpy as np
 import probe_heads
 import torch
 from sklearn import metrics as sk
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_limits
 
 from eosin.evaluate import open_protocol
 from eosin.evaluate.knn import knn_probabilities
+from eosin.evaluate.logistic import fit_path
 from eosin.evaluate.metrics import METRICS
 from eosin.evaluate.statistics import bootstrap_interval
 
@@ -158,11 +161,43 @@ def fewshot(repeats: int, images: int, width: int, draws: int, peer_draws: int, 
     line("few-shot: SimpleShot, all draws", ours_s, peer_s * draws / peer_draws, "loop over draws in NumPy (scaled)", n)
 
 
+def logistic(repeats: int, images: int, width: int, now: Clock) -> None:
+    """The grid of C, against scikit-learn's L-BFGS with warm starts, at the same tolerance."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(images) % 9
+    # Variances fall as 1 / rank², about as those of a small ResNet's features do, along axes of their own.
+    axes, _ = np.linalg.qr(rng.normal(size=(width, width)))
+    means = 0.3 * rng.normal(size=(9, width))
+    drawn = (rng.normal(size=(images, width)) + means[labels]) / np.arange(1, width + 1)
+    features = (drawn @ axes).astype(np.float32)
+    strengths = np.logspace(-6, 5, 23)
+    scaled = (features - features.mean(axis=0, dtype=np.float64)) / features.std(axis=0, dtype=np.float64)
+    unfinished = {"ours": 0, "peer": 0}
+
+    def ours() -> None:
+        fits = fit_path(features, labels, features[:100], classes=9, strengths=strengths)
+        unfinished["ours"] = sum(not fit.converged for fit in fits)
+
+    def peer() -> None:
+        model = LogisticRegression(max_iter=1000, tol=1e-6, warm_start=True)
+        ended = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for strength in strengths:
+                model.set_params(C=strength).fit(scaled, labels)
+                ended.append(model.n_iter_[0] < 1000)
+        unfinished["peer"] = len(ended) - sum(ended)
+
+    ours_s, peer_s = interleaved(ours, peer, repeats, now)
+    n = f"{images} x {width}, 9 classes, 23 C; short of 1e-6: {unfinished['ours']} and {unfinished['peer']} fits"
+    line("logistic: the grid of C", ours_s, peer_s, "scikit-learn's L-BFGS, 1,000 iterations", n)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="a tenth of the size, to see that it runs")
-    parser.add_argument("--only", nargs="*", choices=("neighbors", "intervals", "heads", "fewshot"))
+    parser.add_argument("--only", nargs="*", choices=("neighbors", "intervals", "heads", "fewshot", "logistic"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu", action="store_true", help="CPU time of the process")
     arguments = parser.parse_args()
@@ -173,6 +208,7 @@ def main() -> None:
         "neighbors": lambda: neighbors(repeats, 10_000 // share, 10_000 // share, 768, now),
         "intervals": lambda: intervals(repeats, 10_000 // share, 9, 1000 // share, 20 // share, now),
         "fewshot": lambda: fewshot(repeats, 10_000 // share, 768, 1000 // share, 20 // share, now),
+        "logistic": lambda: logistic(min(3, repeats), 1000 // share, 512 // share, now),
         "heads": lambda: heads(1 if share > 1 else min(3, repeats), 10_000 // share, 768, 5 // share or 1, now),
     }
     torch.set_num_threads(arguments.threads)
