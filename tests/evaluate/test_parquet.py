@@ -104,6 +104,15 @@ def test_a_command_that_was_killed_goes_on(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out.parquet.parts").exists()
 
 
+def test_a_layer_that_is_not_there_is_told_before_the_pass(tmp_path, capsys, monkeypatch):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    monkeypatch.setattr("eosin.evaluate.parquet.embed", None)
+    words = ["embed", "--encoder", "random:test_resnet?size=32", "--data", str(tmp_path), "--workers", "0"]
+    assert main([*words, "--out", str(tmp_path / "out.parquet"), "--dense", "--layers", "9"]) == 2
+    assert "error: random:test_resnet?seed=0&size=32: no layer 9 among its" in " ".join(capsys.readouterr().err.split())
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png"}
+
+
 def test_maps_beside_the_features(tmp_path, capsys):
     (tmp_path / "tiles").mkdir()
     for number in range(4):

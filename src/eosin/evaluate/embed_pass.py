@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -27,7 +27,7 @@ from eosin.evaluate.embed_shards import Layout, Part
 if TYPE_CHECKING:
     from eosin.encoders import Encoder
 
-__all__ = ["DenseMaps", "Pass", "PixelChange", "Precision", "choose_batch", "compute_parts"]
+__all__ = ["DenseMaps", "Pass", "PixelChange", "Precision", "check_layers", "choose_batch", "compute_parts"]
 
 Precision = Literal["fp32", "bf16"]
 Rows = npt.NDArray[np.int64]
@@ -249,15 +249,35 @@ def _outputs(encoder: Encoder, work: Pass, images: Tensor, rows: Rows, device: t
         if work.dense is None:
             return {FEATURES: encoder(encoder.normalize(pixels))}
         maps = encoder.spatial(encoder.normalize(pixels))
+    return _chosen(maps, work.dense.layers, work.shown)
+
+
+def _chosen(maps: Sequence[Tensor], layers: Sequence[int], shown: str) -> dict[str, Tensor]:
     chosen = {}
-    for layer in work.dense.layers:
+    for layer in layers:
         if not -len(maps) <= layer < len(maps):
             raise EosinError(
-                f"{work.shown}: no layer {layer} among its {len(maps)} feature maps; give -{len(maps)} to "
-                f"{len(maps) - 1}"
+                f"{shown}: no layer {layer} among its {len(maps)} feature maps; give -{len(maps)} to {len(maps) - 1}"
             )
         chosen[f"layer{layer % len(maps)}"] = maps[layer]
     return chosen
+
+
+@torch.inference_mode()
+def check_layers(encoder: Encoder, layers: Sequence[int]) -> None:
+    """Refuse layers that an encoder does not have, by the maps of one blank tile, before a long pass.
+
+    Args:
+        encoder: On the CPU; it is left in the mode it was in.
+        layers: As in `DenseMaps`.
+
+    Raises:
+        EosinError: If a layer is not among its feature maps, or it has none.
+    """
+    size = encoder.card.size
+    with _evaluation_mode(encoder):
+        maps = encoder.spatial(encoder.normalize(torch.zeros(1, 3, size, size, dtype=torch.uint8)))
+    _chosen(maps, layers, encoder.card.spec)
 
 
 def choose_batch(encoder: Encoder, work: Pass, device: torch.device) -> int:

@@ -15,7 +15,7 @@ from eosin.data import Quarantine, Tiles, default_workers, open_tiles
 from eosin.encoders import load_encoder
 from eosin.evaluate.dense import embed_dense
 from eosin.evaluate.embed import Embeddings, embed
-from eosin.evaluate.embed_pass import DenseMaps, Precision
+from eosin.evaluate.embed_pass import DenseMaps, Precision, check_layers
 
 if TYPE_CHECKING:
     from eosin.encoders import Encoder
@@ -67,6 +67,8 @@ def embed_to_parquet(
     tiles = open_tiles(data)
     console.print(tiles.describe(), markup=False)
     network = load_encoder(encoder)
+    if dense is not None:
+        check_layers(network, dense.layers)
     quarantine = Quarantine(out.with_suffix(".quarantine.jsonl"))
     options: dict[str, Any] = {
         "batch_size": batch_size,
