@@ -135,6 +135,7 @@ def nuclei_score(
     out: Path | None = None,
     side: Literal["train", "val", "test", "all"] = "test",
     radius: float | None = None,
+    pairing: Literal["official", "within"] = "official",
     seed: int = 0,
 ) -> int:
     """Score predicted nuclei: Dice, AJI, AJI+, PQ, mPQ in three definitions, F per type, with 95 % intervals.
@@ -145,11 +146,13 @@ def nuclei_score(
         out: A file to write too: .json with all there is, .csv with a row for each image.
         side: Which images of a set.
         radius: Largest distance in px of centers that are a pair; 3 µm, or 12 px, if not given.
+        pairing: official pairs all centers with all, as the authors' code does; within only those near enough, which
+            also suits whole slides.
         seed: Of the intervals.
     """
     from eosin.nuclei.score_files import score_files, write_scores
 
-    scored = score_files(predicted, truth, side=side, radius=radius, seed=seed)
+    scored = score_files(predicted, truth, side=side, radius=radius, seed=seed, pairing=pairing)
     output.print(_table(scored))
     if out is not None:
         say(str(write_scores(scored, out)))

@@ -60,6 +60,21 @@ def test_scores_are_those_of_the_arrays(tiles, truth, tmp_path):
     assert scored.metrics["pq"]["low"] <= scored.metrics["pq"]["value"] <= scored.metrics["pq"]["high"]
 
 
+def test_both_ways_of_pairing_are_reached(tmp_path):
+    """Two true and two found nuclei of which the official way loses a near pair; see test_types.py."""
+    for name, places in {"truth": [(20, 20), (20, 30)], "guesses": [(24, 32), (20, 43)]}.items():
+        labels = np.zeros((64, 64), np.uint16)
+        for number, (y, x) in enumerate(places, 1):
+            labels[y - 1 : y + 2, x - 1 : x + 2] = number
+        (tmp_path / name).mkdir()
+        Image.fromarray(labels).save(tmp_path / name / "a.png")
+    found = {
+        pairing: score_files(tmp_path / "guesses", str(tmp_path / "truth"), pairing=pairing).metrics["f_d"]["value"]
+        for pairing in ("official", "within")
+    }
+    assert found == {"official": 0.0, "within": 0.5}
+
+
 def test_without_types_on_one_side_none_are_scored(tiles, truth, tmp_path):
     guesses = write_guesses(tmp_path / "guesses", tiles, typed=False)
     scored = score_files(guesses, str(truth))

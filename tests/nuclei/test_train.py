@@ -279,6 +279,16 @@ class TestARun:
         train_nuclei(tiny(data__fraction=0.5), tmp_path / "run")
         assert "2 of 4 training and 1 validation images" in capsys.readouterr().err
 
+    def test_targets_are_made_as_the_configuration_says(self):
+        given = [
+            training_data.TrainingData(tiny(**fields), torch.device("cpu")).batch(0, 2, 0).targets["hv"]
+            for fields in ({}, {"targets__center": "exact"}, {"targets__small": 10_000})
+        ]
+        official, exact, none = given
+        assert not torch.equal(official, exact)
+        assert official.abs().sum() > 0
+        assert none.abs().sum() == 0  # no nucleus has as many pixels
+
     def test_the_learning_rate_falls_in_stairs(self):
         phase = load_nuclei_recipe("hovernet").decoder
         assert phase.length(1600) == 5000

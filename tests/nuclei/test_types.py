@@ -8,6 +8,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
 
 from eosin.core.errors import EosinError
 from eosin.nuclei.types import TypeCounts, centers, detect, f_d, f_type, pair_centers
@@ -48,6 +49,35 @@ def test_a_far_nucleus_pulls_at_official_pairs_only():
     assert len(pair_centers(truth, predicted)[0]) == 0
     first, second = pair_centers(truth, predicted, pairing="within")
     assert (first.tolist(), second.tolist()) == ([1], [0])
+
+
+def test_clusters_are_paired_as_all_at_once():
+    """Clusters of any size, single pairs, lonely points, an edge of just the radius, and none at all."""
+    generator = np.random.default_rng(3)
+    for number in range(40):
+        truth, predicted = (generator.uniform(0, 90, (count, 2)) for count in generator.integers(0, 60, 2))
+        if number % 4 == 0 and len(truth) and len(predicted):
+            predicted[0] = truth[0] + [9.0, 0.0]
+        distance = np.linalg.norm(truth[:, None] - predicted[None], axis=2)
+        first, second = pair_centers(truth, predicted, 9.0, "within")
+        rows, columns = linear_sum_assignment(np.minimum(distance, 9.0))
+        near = distance[rows, columns] <= 9.0
+        least = distance[rows[near], columns[near]].sum() - 9.0 * near.sum()
+        assert distance[first, second].sum() - 9.0 * len(first) == pytest.approx(least, abs=1e-9)
+        assert (distance[first, second] <= 9.0).all()
+        assert len({*first.tolist()}) == len({*second.tolist()}) == len(first)
+        assert first.tolist() == sorted(first.tolist())
+
+
+def test_a_slide_of_nuclei_is_paired_in_clusters_or_refused():
+    generator = np.random.default_rng(4)
+    truth = generator.uniform(0, 8000, (30_000, 2))
+    predicted = truth[generator.permutation(30_000)] + generator.normal(0, 1, (30_000, 2))
+    first, second = pair_centers(truth, predicted, pairing="within")
+    assert len(first) > 29_000
+    assert (np.linalg.norm(truth[first] - predicted[second], axis=1) <= 12).all()
+    with pytest.raises(EosinError, match=r"30,000 true and 30,000 predicted.*use --pairing within"):
+        pair_centers(truth, predicted)
 
 
 def plain_counts(true, said, first, second, kind):

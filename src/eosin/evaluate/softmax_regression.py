@@ -126,7 +126,7 @@ class SoftmaxRegression:
             logits = self._single @ values
             weighted = shares * logits
             weighted -= shares * weighted.sum(axis=1, keepdims=True)
-            return self._single.T @ weighted / count + ridge * values  # type: ignore[no-any-return]
+            return self._single.T @ weighted / count + ridge * values
 
         residual = -gradient.astype(np.float32)
         ahead = inverse * residual

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from eosin.core.config import Config
 from eosin.nuclei.augment import NucleiAugment
 from eosin.nuclei.losses import LossConfig
+from eosin.nuclei.targets import SMALL, Center
 from eosin.training.sinks import LogConfig
 
 __all__ = [
@@ -121,6 +122,16 @@ class PhaseConfig(Config):
         return self.lr * self.drop ** math.floor(step / steps * self.epochs / self.drop_epochs)
 
 
+class TargetsConfig(Config):
+    """What is learned of a label map; see `eosin.nuclei.targets`."""
+
+    center: Center = "official"
+    """Where the HV maps of a nucleus are 0: official is one pixel left of and above its center of mass, as in the
+    authors' code, exact is that center."""
+    small: int = Field(SMALL, ge=1)
+    """Nuclei with fewer pixels than this inside the output stay 0 in the HV maps."""
+
+
 class ValidationConfig(Config):
     """Validation while training: panoptic quality of whole images."""
 
@@ -165,6 +176,7 @@ class NucleiConfig(Config):
     data: NucleiDataConfig = NucleiDataConfig()
     network: NetworkConfig = NetworkConfig()
     augment: NucleiAugment = NucleiAugment()
+    targets: TargetsConfig = TargetsConfig()
     loss: LossConfig = LossConfig()
     phases: tuple[PhaseName, ...] = ("decoder", "whole")
     """What is trained, one after the other: decoder leaves the encoder frozen, whole trains all."""

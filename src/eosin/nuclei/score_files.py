@@ -21,7 +21,7 @@ from eosin.nuclei.datasets.reading import LABEL_SUFFIXES, listed
 from eosin.nuclei.label_files import LabelFile, read_label_file
 from eosin.nuclei.predictions import RECORDS, SETTINGS
 from eosin.nuclei.score import ImageScore, curve, rows, score_image, set_scores
-from eosin.nuclei.types import RADIUS
+from eosin.nuclei.types import RADIUS, Pairing
 
 __all__ = ["Scored", "Side", "score_files", "write_scores"]
 
@@ -72,7 +72,13 @@ class Scored:
 
 
 def score_files(
-    predicted: Path, truth: str, *, side: Side = "test", radius: float | None = None, seed: int = 0
+    predicted: Path,
+    truth: str,
+    *,
+    side: Side = "test",
+    radius: float | None = None,
+    seed: int = 0,
+    pairing: Pairing = "official",
 ) -> Scored:
     """Score predictions.
 
@@ -83,6 +89,7 @@ def score_files(
         radius: Largest distance of centers that are a pair, in px; if not given, 3 µm, or 12 px where the µm/px are not
             known.
         seed: Of the intervals.
+        pairing: See `eosin.nuclei.types`.
 
     Raises:
         EosinError: If names do not match, a file is no label map, sizes differ, or the two have other types.
@@ -101,7 +108,7 @@ def score_files(
         if any(has) and not typed:
             note(f"types are not scored: {wanted.where if has[1] else found.where} has none")
     kinds = _names(found, wanted, loaded) if typed else {}
-    scores = [_one(wanted, kinds, radius, *item) for item in loaded]
+    scores = [_one(wanted, kinds, radius, pairing, *item) for item in loaded]
     return Scored(
         set_scores(scores, kinds or None, seed=seed),
         rows(scores, kinds or None),
@@ -112,7 +119,13 @@ def score_files(
 
 
 def _one(
-    wanted: _Labels, kinds: dict[int, str], radius: float | None, name: str, true: LabelFile, guess: LabelFile
+    wanted: _Labels,
+    kinds: dict[int, str],
+    radius: float | None,
+    pairing: Pairing,
+    name: str,
+    true: LabelFile,
+    guess: LabelFile,
 ) -> ImageScore:
     mpp = wanted.mpp.get(name)
     reach = radius if radius is not None else RADIUS if mpp is None else _RADIUS_UM / mpp
@@ -126,6 +139,7 @@ def _one(
         group=wanted.groups.get(name),
         tissue=wanted.tissues.get(name, ""),
         radius=reach,
+        pairing=pairing,
     )
 
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from eosin.core.errors import EosinError
 from eosin.nuclei.labels import Labels, relabel, relabel_with_ids
 
-__all__ = ["SMALL", "Targets", "center_cut", "targets"]
+__all__ = ["SMALL", "Center", "Targets", "center_cut", "targets"]
 
 SMALL = 30
 """Pixels inside the cut below which a nucleus is left out of the HV maps."""

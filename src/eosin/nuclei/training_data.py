@@ -72,6 +72,7 @@ class TrainingData:
         self.classes: tuple[str, ...] = self.set.classes if config.network.types else ()
         self.window, self.output = config.network.sides
         self.seed = config.seed
+        self.targets = config.targets
         self.crops = Crops(self.train, self.window, self.output, seed=config.seed, augment=config.augment)
         on_device = device.type != "cpu"
         self.color: Augmentation | None = self.crops.augment if on_device else None
@@ -130,7 +131,7 @@ class TrainingData:
         made = []
         for row, instances in enumerate(windows["instances"].numpy()):
             types = windows["types"][row][1:] if self.classes and windows["types"] is not None else None
-            made.append(targets(instances, types, (self.output, self.output)))
+            made.append(targets(instances, types, (self.output, self.output), **self.targets.plain()))
         told = {
             "np": torch.from_numpy(np.stack([each.np for each in made])),
             "hv": torch.from_numpy(np.stack([each.hv for each in made])),

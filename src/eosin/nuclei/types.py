@@ -13,8 +13,9 @@ where TP_c has c on both sides, FP_c only in the prediction, FN_c only in the tr
 nuclei of type c. TN_c, pairs in which neither side is c, is 0 by that selection, as it is in the authors' code.
 
 The authors pair all nuclei so that the sum of distances is least and then drop pairs that are too far apart: a nucleus
-that nobody is near to can pull a near pair asunder. `pairing="official"` does so; `"within"` counts every distance
-above the radius as the radius, so that pairs that do not count pull at nothing.
+that nobody is near to can pull a near pair asunder. `pairing="official"` does so, and takes the square of the number
+of nuclei in memory; `"within"` counts every distance above the radius as the radius, so that pairs that do not count
+pull at nothing and each cluster of near nuclei is paired by itself: a whole slide is no larger than its clusters.
 """
 
 from __future__ import annotations
@@ -30,10 +31,13 @@ import numpy.typing as npt
 from eosin.core.errors import EosinError
 from eosin.nuclei.labels import Labels
 
-__all__ = ["RADIUS", "Detection", "TypeCounts", "centers", "detect", "f_d", "f_type", "pair_centers"]
+__all__ = ["RADIUS", "Detection", "Pairing", "TypeCounts", "centers", "detect", "f_d", "f_type", "pair_centers"]
 
 RADIUS = 12.0
 """Largest distance of a pair, in pixels at 0.25 µm/px."""
+
+_MOST = 4e8
+"""Distances between all of one and all of the other that are held at once: 3.2 GB."""
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -110,7 +114,7 @@ def pair_centers(
         Places in `truth` and in `predicted`, int64 [K] each, K at most min(T, P).
 
     Raises:
-        EosinError: If the radius is no distance.
+        EosinError: If the radius is no distance, or the nuclei are too many for the official pairing.
     """
     from scipy.optimize import linear_sum_assignment
     from scipy.spatial.distance import cdist
@@ -118,10 +122,44 @@ def pair_centers(
     if not radius > 0:
         raise EosinError(f"radius {radius}: centers are paired up to a distance above 0 px")
     truth, predicted = (np.asarray(points, dtype=np.float64).reshape(-1, 2) for points in (truth, predicted))
+    if pairing == "within":
+        return _pair_clusters(truth, predicted, radius)
+    if len(truth) * len(predicted) > _MOST:
+        raise EosinError(
+            f"{len(truth):,} true and {len(predicted):,} predicted nuclei in one image are too many to pair all with "
+            "all; use --pairing within"
+        )
     distance = cdist(truth, predicted)
-    first, second = linear_sum_assignment(distance if pairing == "official" else np.minimum(distance, radius))
+    first, second = linear_sum_assignment(distance)
     near = distance[first, second] <= radius
     return first[near].astype(np.int64), second[near].astype(np.int64)
+
+
+def _pair_clusters(truth: Floats, predicted: Floats, radius: float) -> tuple[Ints, Ints]:
+    """Pair within each set of points that are near to one another, over any number of steps."""
+    from scipy.optimize import linear_sum_assignment
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import KDTree
+    from scipy.spatial.distance import cdist
+
+    near = KDTree(truth).sparse_distance_matrix(KDTree(predicted), radius, output_type="ndarray")
+    count = len(truth) + len(predicted)
+    graph = coo_array((np.ones(len(near)), (near["i"], near["j"] + len(truth))), shape=(count, count))
+    cluster = connected_components(graph, directed=False)[1][near["i"]]
+    order = np.argsort(cluster, kind="stable")
+    pairs: list[tuple[Ints, Ints]] = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+    for edges in np.split(near[order], np.flatnonzero(np.diff(cluster[order])) + 1):
+        rows, columns = np.unique(edges["i"]), np.unique(edges["j"])
+        if len(edges) > 1:
+            distance = cdist(truth[rows], predicted[columns])
+            first, second = linear_sum_assignment(np.minimum(distance, radius))
+            kept = distance[first, second] <= radius
+            rows, columns = rows[first[kept]], columns[second[kept]]
+        pairs.append((rows, columns))
+    found, said = (np.concatenate(side).astype(np.int64) for side in zip(*pairs, strict=True))
+    sequence = np.argsort(found)
+    return found[sequence], said[sequence]
 
 
 def detect(
