@@ -50,7 +50,7 @@ class Loaded(NamedTuple):
 # So many unreadable tiles in a row mean that the disk or network is gone, not that tiles are broken.
 _CONSECUTIVE_FAILURES = 100
 
-# Samples of which the order is computed at once.
+# Samples of which the order is computed at once, at most.
 _ORDER_BLOCK = 4096
 
 
@@ -271,17 +271,18 @@ class _TrainingReader:
     def _chosen(self, samples: Int64Array) -> Int64Array:
         """Return the tile of each of consecutive samples.
 
-        A permutation of a few entries takes as long as one of thousands: they are computed block by block.
+        A permutation of a few entries takes as long as one of thousands: they are computed block by block, none of
+        which holds more than a pass.
         """
-        blocks = range(int(samples[0]) // _ORDER_BLOCK, int(samples[-1]) // _ORDER_BLOCK + 1)
+        size = min(_ORDER_BLOCK, len(self.tiles))
+        blocks = range(int(samples[0]) // size, int(samples[-1]) // size + 1)
         for block in blocks:
             if block not in self.order:
-                start = block * _ORDER_BLOCK
-                self.order[block] = tiles_at(np.arange(start, start + _ORDER_BLOCK), len(self.tiles), self.seed)
+                self.order[block] = tiles_at(np.arange(block * size, (block + 1) * size), len(self.tiles), self.seed)
         while len(self.order) > len(blocks) + 1:
             del self.order[next(iter(self.order))]
         chosen = np.concatenate([self.order[block] for block in blocks])
-        first = int(samples[0]) - blocks[0] * _ORDER_BLOCK
+        first = int(samples[0]) - blocks[0] * size
         return chosen[first : first + len(samples)].copy()
 
     def _load(
