@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from forked import Forked
 
 # One thread: the tests' tensors are small, and a fixed count keeps sums in one order on any machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,6 +29,14 @@ def fork_server() -> None:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent / "helpers"), prepend=os.pathsep)
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         forkserver.ensure_running()
+
+
+@pytest.fixture(autouse=True)
+def forked_programs_end() -> Iterator[None]:
+    """None outlives its test, however that ends."""
+    yield
+    for program in list(Forked.living):
+        program.end()
 
 
 @pytest.fixture(scope="session")

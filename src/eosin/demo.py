@@ -13,6 +13,7 @@ from eosin.core.files import writable_directory
 __all__ = ["DemoOutcome", "run_demo"]
 
 _TILES, _SLIDES, _SIZE, _SEED = 1600, 40, 128, 0
+_BATCH = 32
 _SAMPLES_PER_MINUTE = 3_000
 _DEFAULT_MINUTES = 4.0
 _BASELINES = ("untrained", "color statistics")
@@ -92,8 +93,8 @@ def _fields(index: Path, samples: int) -> dict[str, Any]:
         "data.source": f"csv:{index}",
         "data.splits": ["train", "val"],
         # Half of the recipe's: the more steps learn as much from two thirds of the samples.
-        "batch_size": 32,
-        "method.norm_group": 16,
+        "batch_size": _BATCH,
+        "method.norm_group": _BATCH // 2,
         "optimizer.warmup_samples": min(1500, samples // 10),
         # Views of 64 px cost half of the recipe's; smaller crops keep what a nucleus looks like.
         "augment.views.global.size": 64,
@@ -102,7 +103,7 @@ def _fields(index: Path, samples: int) -> dict[str, Any]:
         "augment.views.global.grayscale": 0.2,
         "watch.task": f"csv:{index}",
         "watch.tiles": 256,
-        "watch.every_steps": max(1, samples // 32 // 5),
+        "watch.every_steps": max(1, samples // _BATCH // 5),
     }
 
 

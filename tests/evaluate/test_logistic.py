@@ -102,6 +102,15 @@ def test_a_constant_feature_changes_nothing():
     np.testing.assert_allclose(one.probabilities, two.probabilities, atol=1e-6)
 
 
+def test_features_that_are_not_finite_are_refused():
+    features, labels = sample(7, 30, 4, 2)
+    for row in (0, 25):
+        broken = features.copy()
+        broken[row, 1] = np.nan
+        with pytest.raises(EosinError, match="a feature is not finite"):
+            fit_path(broken[:20], labels[:20], broken[20:], classes=2, strengths=[1.0])
+
+
 def test_what_it_cannot_do_is_refused():
     features, labels = sample(6, 30, 4, 2)
     rows = np.arange(30)

@@ -61,6 +61,32 @@ def test_equals_another_newton_method(penalty):
     np.testing.assert_allclose(regression.predict(found.weights, features), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("n", "width", "classes"), [(96, 128, 7), (192, 51, 7)])
+def test_a_weak_penalty_on_images_that_are_nearly_told_apart(n, width, classes):
+    """Cold at C = 1e5: two hundred Hessian products a step were too few."""
+    rng = np.random.default_rng(n)
+    labels = np.concatenate(
+        [np.arange(classes), rng.choice(classes, n - classes, p=rng.dirichlet(np.full(classes, 0.3)))]
+    )
+    features = rng.normal(size=(n, width)) / np.arange(1, width + 1) ** 1.5
+    features = (features - features.mean(axis=0)) / features.std(axis=0)
+    regression = SoftmaxRegression(features @ np.linalg.qr(rng.normal(size=(width, width)))[0], labels)
+    found = regression.fit(1 / (1e5 * n), regression.begin(), steps=100, tolerance=1e-6)
+    assert found.converged
+    assert found.steps < 50
+
+
+def test_a_penalty_of_any_size_leaves_finite_weights():
+    rng = np.random.default_rng(2)
+    labels = np.arange(60) % 3
+    regression = SoftmaxRegression(rng.normal(size=(60, 10)), labels)
+    for penalty in (1e30, 1e10, 1e-15):
+        found = regression.fit(penalty, regression.begin(), steps=100, tolerance=1e-6)
+        assert np.isfinite(found.weights).all()
+    heavy = regression.fit(1e30, regression.begin() + 1.0, steps=100, tolerance=1e-6)
+    assert np.abs(heavy.weights[:-1]).max() < 1e-6
+
+
 def test_it_says_when_it_was_cut_short():
     rng = np.random.default_rng(1)
     labels = np.arange(60) % 3

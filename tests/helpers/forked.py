@@ -1,7 +1,8 @@
 """Programs started as forks of a server that has imported what they import: a start costs no ten seconds.
 
 The server is multiprocessing's, started by conftest.py; what it imports is in served.py. A forked program has its own
-arguments, environment, error stream, signals and exit code, as one that was started has.
+arguments, environment, error stream, signals and exit code, as one that was started has. It shares the seed of hashes
+with the others, and ends without the interpreter's own end: where that may matter, a test starts a real one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
 
 class Forked:
@@ -24,6 +26,9 @@ class Forked:
         env: Its whole environment; by default this process's.
     """
 
+    living: ClassVar[set[Forked]] = set()
+    """Those that are not finished; conftest.py ends them after a test that failed."""
+
     def __init__(self, *words: object, env: dict[str, str] | None = None) -> None:
         handle, name = tempfile.mkstemp(prefix="stderr-")
         os.close(handle)
@@ -32,6 +37,7 @@ class Forked:
         given = [str(word) for word in words], environment, Path.cwd(), self._errors
         self._process = multiprocessing.get_context("forkserver").Process(target=_become, args=given)
         self._process.start()
+        self.living.add(self)
 
     @property
     def returncode(self) -> int | None:
@@ -60,8 +66,14 @@ class Forked:
             self.wait(timeout)
             return self.errors()
         finally:
-            self._process.kill()
-            self._errors.unlink()
+            self.end()
+
+    def end(self) -> None:
+        """Kill it, if it still runs, and remove its files."""
+        self._process.kill()
+        self._process.join()
+        self._errors.unlink(missing_ok=True)
+        self.living.discard(self)
 
     def send_signal(self, number: int) -> None:
         """Send it a signal."""

@@ -69,10 +69,12 @@ def test_both_ways_of_pairing_are_reached(tmp_path):
         (tmp_path / name).mkdir()
         Image.fromarray(labels).save(tmp_path / name / "a.png")
     found = {
-        pairing: score_files(tmp_path / "guesses", str(tmp_path / "truth"), pairing=pairing).metrics["f_d"]["value"]
+        pairing: score_files(tmp_path / "guesses", str(tmp_path / "truth"), pairing=pairing)
         for pairing in ("official", "within")
     }
-    assert found == {"official": 0.0, "within": 0.5}
+    assert {name: scored.metrics["f_d"]["value"] for name, scored in found.items()} == {"official": 0.0, "within": 0.5}
+    path = write_scores(found["within"], tmp_path / "scores.json")
+    assert json.loads(path.read_text())["centers"] == {"pairing": "within", "radius_px": None}
 
 
 def test_without_types_on_one_side_none_are_scored(tiles, truth, tmp_path):

@@ -78,6 +78,11 @@ def test_a_slide_of_nuclei_is_paired_in_clusters_or_refused():
     assert (np.linalg.norm(truth[first] - predicted[second], axis=1) <= 12).all()
     with pytest.raises(EosinError, match=r"30,000 true and 30,000 predicted.*use --pairing within"):
         pair_centers(truth, predicted)
+    with pytest.raises(EosinError, match=r"pairs of nuclei are at most 400 px apart, too many; use a smaller --radius"):
+        pair_centers(truth[:12_000] / 10, predicted[:12_000] / 10, 400.0, "within")
+    chain = np.stack([np.arange(12_000.0) * 9, np.zeros(12_000)], axis=1)
+    with pytest.raises(EosinError, match=r"12,000 predicted nuclei hang together by steps of 12 px"):
+        pair_centers(chain, chain, pairing="within")
 
 
 def plain_counts(true, said, first, second, kind):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from eosin.core.errors import EosinError
 from eosin.training.run import RunDirectory
@@ -26,6 +27,20 @@ def test_a_damaged_environment_does_not_stop_a_run(tmp_path, text, capsys):
     assert json.loads(path.read_text())["earlier"] == []
     with open_run(tmp_path):
         assert len(json.loads(path.read_text())["earlier"]) == 1
+
+
+def test_a_run_from_before_a_field_goes_on(tmp_path):
+    with open_run(tmp_path):
+        pass
+    path = tmp_path / "config.yaml"
+    earlier = yaml.safe_load(path.read_text())
+    missing = earlier.pop("wandb")
+    path.write_text(yaml.safe_dump(earlier))
+    with open_run(tmp_path):
+        assert yaml.safe_load(path.read_text())["wandb"] == missing
+    path.write_text(yaml.safe_dump(earlier | {"unheard_of": 3}))
+    with pytest.raises(EosinError, match=r"another configuration \(unheard_of: 3 → \(absent\)"), open_run(tmp_path):
+        pass
 
 
 def test_a_log_is_rewound_whatever_its_end(tmp_path):

@@ -13,7 +13,7 @@ from eosin.core.config import apply_overrides, describe_fields
 from eosin.core.console import warn
 from eosin.core.errors import EosinError, nearest
 from eosin.evaluate import PROTOCOLS, Asked, open_protocols
-from eosin.nuclei.config import FREE_FIELDS, NucleiConfig, PhaseName
+from eosin.nuclei.config import FREE_FIELDS, NucleiConfig, PhaseName, TargetsConfig
 from eosin.nuclei.recipe import load_nuclei_recipe
 
 __all__ = [
@@ -88,6 +88,8 @@ class NucleiAsked:
         plain["network"].pop("encoder")
         for name in ("seed", "precision", "data", *FREE_FIELDS):
             plain.pop(name.partition(".")[0], None)
+        if self.config.targets == TargetsConfig():  # so that results from before there was a choice stay known
+            plain.pop("targets")
         return plain
 
 

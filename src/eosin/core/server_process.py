@@ -17,10 +17,18 @@ import signal
 __all__: list[str] = []
 
 
+_SERVER = os.getpid()
+
+
 def _as_usual() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def _leave_alone() -> None:
+    if os.getpid() == _SERVER:  # what its children hold may become garbage
+        gc.freeze()
+
+
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-os.register_at_fork(before=gc.freeze, after_in_child=_as_usual)
+os.register_at_fork(before=_leave_alone, after_in_child=_as_usual)

@@ -61,9 +61,14 @@ def fit_path(
 
     Returns:
         One `Fit` per strength.
+
+    Raises:
+        EosinError: If a feature is not finite.
     """
     from threadpoolctl import threadpool_limits
 
+    if not (np.isfinite(features).all() and np.isfinite(rows).all()):
+        raise EosinError("logistic: a feature is not finite; embed the images again")
     train, predicted = _reduced(*_standardized(features, rows))
     present, places = np.unique(labels, return_inverse=True)
     # W of two classes is w / 2 and -w / 2, whose squares add up to half of |w|².
@@ -117,15 +122,15 @@ class Logistic(FeatureProtocol):
     reference: ClassVar[str] = "a grid of C as in DINOv2 (Oquab et al., TMLR 2024), on standardized features"
     changes: ClassVar[dict[int, str]] = {
         1: "first version",
-        2: "Newton steps in place of L-BFGS, which at large C often ended at its 1,000 iterations short of the minimum",
+        2: "Newton steps in place of L-BFGS, which at C from 10 to 1,000 often ended at its 1,000 iterations",
     }
 
     strengths: tuple[float, ...] = tuple(float(value) for value in np.logspace(-6, 5, 23))
     iterations: int = 100
 
     def __post_init__(self) -> None:
-        if not self.strengths or not all(0 < strength < float("inf") for strength in self.strengths):
-            raise ValueError(f"strengths={list(self.strengths)} must be above 0 and finite")
+        if not self.strengths or not all(1e-12 <= strength <= 1e12 for strength in self.strengths):
+            raise ValueError(f"strengths={list(self.strengths)} must be from 1e-12 to 1e12")
         if self.iterations < 1:
             raise ValueError(f"iterations={self.iterations} must be at least 1")
 

@@ -80,12 +80,12 @@ class ShiftProtocol(Protocol):
     """
 
     name: ClassVar[str] = "shift"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reference: ClassVar[str] = (
         "re-staining as Tellez et al., Medical Image Analysis 2019; focus, compression and turns as"
         " Schömig-Markiefka et al., Modern Pathology 2021; measures of our own"
     )
-    changes: ClassVar[dict[int, str]] = {1: "first version"}
+    changes: ClassVar[dict[int, str]] = {1: "first version", 2: "the logistic regression is fitted by Newton steps"}
     variants: ClassVar[tuple[str, ...]] = (NONE, *RESTAININGS, *PIXEL_CHANGES)
     fractions: ClassVar[bool] = False
     pixels: ClassVar[bool] = True

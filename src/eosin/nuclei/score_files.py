@@ -62,6 +62,7 @@ class Scored:
         curve: See `score.curve`.
         types: Names of the types that were scored, by number; empty without types.
         groups: Patients or slides, the unit of the intervals.
+        centers: How centers were paired: `pairing`, and `radius_px`, None where it followed from the µm/px.
     """
 
     metrics: dict[str, Any]
@@ -69,6 +70,7 @@ class Scored:
     curve: list[dict[str, float | None]]
     types: dict[int, str]
     groups: int
+    centers: dict[str, Any]
 
 
 def score_files(
@@ -115,6 +117,7 @@ def score_files(
         curve(scores),
         kinds,
         len({score.group for score in scores}),
+        {"pairing": pairing, "radius_px": radius},
     )
 
 
@@ -321,6 +324,7 @@ def write_scores(scored: Scored, path: Path) -> Path:
                 "metrics": scored.metrics,
                 "types": list(scored.types.values()),
                 "groups": scored.groups,
+                "centers": scored.centers,
                 "curve": scored.curve,
                 "images": scored.images,
             },

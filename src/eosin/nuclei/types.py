@@ -36,8 +36,11 @@ __all__ = ["RADIUS", "Detection", "Pairing", "TypeCounts", "centers", "detect", 
 RADIUS = 12.0
 """Largest distance of a pair, in pixels at 0.25 µm/px."""
 
-_MOST = 4e8
-"""Distances between all of one and all of the other that are held at once: 3.2 GB."""
+_MOST = 1e8
+"""Distances between all of one and all of the other that are paired at once: 0.8 GB, minutes."""
+
+_EDGES = 2e7
+"""Near pairs that are held at once: 0.5 GB."""
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -143,15 +146,24 @@ def _pair_clusters(truth: Floats, predicted: Floats, radius: float) -> tuple[Int
     from scipy.spatial import KDTree
     from scipy.spatial.distance import cdist
 
-    near = KDTree(truth).sparse_distance_matrix(KDTree(predicted), radius, output_type="ndarray")
+    trees = KDTree(truth), KDTree(predicted)
+    edges = int(trees[0].count_neighbors(trees[1], radius))
+    if edges > _EDGES:
+        raise EosinError(f"{edges:,} pairs of nuclei are at most {radius:g} px apart, too many; use a smaller --radius")
+    near = trees[0].sparse_distance_matrix(trees[1], radius, output_type="ndarray")
     count = len(truth) + len(predicted)
     graph = coo_array((np.ones(len(near)), (near["i"], near["j"] + len(truth))), shape=(count, count))
     cluster = connected_components(graph, directed=False)[1][near["i"]]
     order = np.argsort(cluster, kind="stable")
     pairs: list[tuple[Ints, Ints]] = [(np.empty(0, np.int64), np.empty(0, np.int64))]
-    for edges in np.split(near[order], np.flatnonzero(np.diff(cluster[order])) + 1):
-        rows, columns = np.unique(edges["i"]), np.unique(edges["j"])
-        if len(edges) > 1:
+    for together in np.split(near[order], np.flatnonzero(np.diff(cluster[order])) + 1):
+        rows, columns = np.unique(together["i"]), np.unique(together["j"])
+        if len(together) > 1:
+            if len(rows) * len(columns) > _MOST:
+                raise EosinError(
+                    f"{len(rows):,} true and {len(columns):,} predicted nuclei hang together by steps of {radius:g} "
+                    "px; use a smaller --radius"
+                )
             distance = cdist(truth[rows], predicted[columns])
             first, second = linear_sum_assignment(np.minimum(distance, radius))
             kept = distance[first, second] <= radius

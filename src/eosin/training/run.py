@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Collection
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -124,9 +124,13 @@ class RunDirectory:
     def _take_over(self) -> None:
         config_path = self.path / "config.yaml"
         if config_path.exists():
+            held = read_yaml(config_path)
+            # A field that came later has its default in earlier runs; what cannot be read is told by the comparison.
+            with suppress(EosinError):
+                held = type(self.config).parse(held, str(config_path)).plain()
             different = [
                 line
-                for line in differing_fields(read_yaml(config_path), self.config.plain())
+                for line in differing_fields(held, self.config.plain())
                 if not any(line.startswith((f"{name}:", f"{name}.")) for name in self.free)
             ]
             if different:
