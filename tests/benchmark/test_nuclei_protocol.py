@@ -37,6 +37,10 @@ def test_what_determines_a_training_is_in_its_settings():
     assert plain != open_hovernet("hovernet:finetune")[0].settings()
     assert plain != open_hovernet("hovernet:frozen?loss.hv_mse=2")[0].settings()
     assert plain == open_hovernet("hovernet:frozen?width=1")[0].settings()
+    # A field that came later: results from before it stay known.
+    assert "targets" not in plain
+    exact = open_hovernet("hovernet:frozen?targets.center=exact")[0].settings()
+    assert exact == plain | {"targets": {"center": "exact", "small": 30}}
     # What the benchmark sets cell by cell, and what changes nothing.
     assert not plain.keys() & {"seed", "data", "device", "precision", "log", "checkpoint", "summary"}
     assert "encoder" not in plain["network"]
