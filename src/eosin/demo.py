@@ -92,7 +92,7 @@ def _fields(index: Path, samples: int) -> dict[str, Any]:
         "samples": samples,
         "data.source": f"csv:{index}",
         "data.splits": ["train", "val"],
-        # Half of the recipe's: the more steps learn as much from two thirds of the samples.
+        # Half of the recipe's: more steps, which learn nearly as much from two thirds of the samples.
         "batch_size": _BATCH,
         "method.norm_group": _BATCH // 2,
         "optimizer.warmup_samples": min(1500, samples // 10),

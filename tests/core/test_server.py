@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -50,6 +52,26 @@ def test_who_ends_a_process_by_sigterm(tmp_path, whose, by, code):
     script.write_text(SCRIPT)
     told = subprocess.run([sys.executable, str(script), whose, by], capture_output=True, text=True, timeout=100)
     assert told.stdout == f"{code}\n", told.stderr
+
+
+def counted(connection):
+    before = gc.get_freeze_count()
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    connection.send((before, gc.get_freeze_count()))
+
+
+def test_what_the_server_has_imported_is_left_alone_and_what_its_children_hold_is_not():
+    context = multiprocessing.get_context("forkserver")
+    here, there = context.Pipe()
+    process = context.Process(target=counted, args=(there,))
+    process.start()
+    frozen, later = here.recv()
+    process.join()
+    assert frozen > 100_000
+    assert later == frozen
 
 
 def test_the_server_outlives_sigterm_to_every_process(tmp_path):

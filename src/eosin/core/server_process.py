@@ -5,7 +5,7 @@ process of a job; it ends by itself when nobody needs it. What is forked from it
 SIGTERM as any process does.
 
 The garbage collectors of its children leave alone what it has imported: else the first full collection of each would
-touch, and so copy, all its pages (half a second each).
+touch, and so copy, all its pages.
 """
 
 from __future__ import annotations
