@@ -38,7 +38,7 @@ def test_a_run_from_before_a_field_goes_on(tmp_path):
     path.write_text(yaml.safe_dump(earlier))
     with open_run(tmp_path):
         assert yaml.safe_load(path.read_text())["every_steps"] == missing
-    path.write_text(yaml.safe_dump(earlier | {"unheard_of": 3}))
+    path.write_text(yaml.safe_dump(earlier | {"every_steps": missing, "unheard_of": 3}))
     with pytest.raises(EosinError, match=r"another configuration \(unheard_of: 3 → \(absent\)"), open_run(tmp_path):
         pass
 
