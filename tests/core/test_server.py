@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +9,8 @@ import sys
 import time
 
 import pytest
+
+from forked import Forked
 
 SCRIPT = """
 import os, signal, sys, time
@@ -54,22 +54,23 @@ def test_who_ends_a_process_by_sigterm(tmp_path, whose, by, code):
     assert told.stdout == f"{code}\n", told.stderr
 
 
-def counted(connection):
-    before = gc.get_freeze_count()
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
-    connection.send((before, gc.get_freeze_count()))
+COUNTED = """
+import gc, os
+before = gc.get_freeze_count()
+child = os.fork()
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+print(before, gc.get_freeze_count())
+"""
 
 
-def test_what_the_server_has_imported_is_left_alone_and_what_its_children_hold_is_not():
-    context = multiprocessing.get_context("forkserver")
-    here, there = context.Pipe()
-    process = context.Process(target=counted, args=(there,))
-    process.start()
-    frozen, later = here.recv()
-    process.join()
+def test_what_the_server_has_imported_is_left_alone_and_what_its_children_hold_is_not(tmp_path):
+    script = tmp_path / "counted.py"
+    script.write_text(COUNTED)
+    program = Forked(script)
+    frozen, later = (int(word) for word in program.finish(60).split())
+    assert program.returncode == 0
     assert frozen > 100_000
     assert later == frozen
 
