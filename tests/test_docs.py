@@ -23,7 +23,7 @@ from eosin.synthetic import render_tile, write_slides, write_tiles
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-SHORT = ["--samples", "128", "--batch_size", "16", "--optimizer.warmup_samples", "0"]
+SHORT = ["--samples", "64", "--batch_size", "16", "--optimizer.warmup_samples", "0"]
 SHORT_NUCLEI = ["--network.width", "0.05", "--network.encoder", "random:test_resnet", "--validation.images", "1"]
 SHORT_NUCLEI += ["--validation.every_steps", "4", "--decoder.samples", "2", "--decoder.batch_size", "1"]
 SHORT_NUCLEI += ["--whole.samples", "2", "--whole.batch_size", "1"]

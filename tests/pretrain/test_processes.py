@@ -39,22 +39,26 @@ def torn_tiles(tile_folder, tmp_path):
     return str(folder)
 
 
-def start(config, out):
+def words(config, out):
     path = out.parent / f"{out.name}.yaml"
     path.write_text(yaml.safe_dump(config.plain()))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "eosin.cli", "pretrain", str(path), "--out", str(out)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return ["-m", "eosin.cli", "pretrain", str(path), "--out", str(out)]
+
+
+def finish_pair(config, out):
+    """Run two processes to their end and return what each has said."""
+    pair = [Forked(*words(config, out), env=environment) for environment in ranks(2)]
+    first, second = [process.finish() for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], first + second
+    return first, second
 
 
 def test_two_processes_give_the_run_of_one(tiny, torn_tiles, tmp_path):
     config = tiny(**SHORT, data__source=torn_tiles)
     pretrain(config, tmp_path / "one")
-    process = start(config, tmp_path / "two")
-    errors = process.communicate(timeout=120)[1]
-    assert process.returncode == 0, errors
-    assert errors.count("steps of 8;") == 1
-    assert "6 unreadable tiles left out" in errors
+    first, second = finish_pair(config, tmp_path / "two")
+    assert (first + second).count("steps of 8;") == 1
+    assert "6 unreadable tiles left out" in first
     one, two = (read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     for ours, theirs in zip(two, one, strict=True):
         assert ours.keys() == theirs.keys()
@@ -68,7 +72,10 @@ def test_two_processes_give_the_run_of_one(tiny, torn_tiles, tmp_path):
 
 
 def test_a_signal_stops_both_with_one_checkpoint(tiny, tmp_path):
-    process = start(tiny(**SHORT | {"samples": 80_000}, checkpoint__every_steps=100_000), tmp_path / "run")
+    config = tiny(**SHORT | {"samples": 80_000}, checkpoint__every_steps=100_000)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += words(config, tmp_path / "run")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     while not (tmp_path / "run" / "metrics.jsonl").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
@@ -93,13 +100,8 @@ def test_a_run_of_one_process_goes_on_with_two(tiny_of, tmp_path, monkeypatch, n
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(method, "after_step", stop)
         pretrain(config, tmp_path / "moved")
-    path = tmp_path / "moved.yaml"
-    path.write_text(yaml.safe_dump(config.plain()))
-    command = ["-m", "eosin.cli", "pretrain", path, "--out", tmp_path / "moved"]
-    pair = [Forked(*command, env=environment) for environment in ranks(2)]
-    errors, _ = [process.finish() for process in pair]
-    assert [process.returncode for process in pair] == [0, 0], errors
-    assert "at step 8 of 20" in errors
+    first, _ = finish_pair(config, tmp_path / "moved")
+    assert "at step 8 of 20" in first
     whole, moved = (read_json_lines(tmp_path / run / "metrics.jsonl") for run in ("whole", "moved"))
     assert [record["step"] for record in moved] == [record["step"] for record in whole]
     for ours, theirs in zip(moved, whole, strict=True):

@@ -19,7 +19,7 @@ ARGUMENTS = [
 
 
 @pytest.fixture(scope="module")
-def browser():
+def tab():
     playwright = pytest.importorskip("playwright.sync_api", reason="the browser test needs playwright")
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     program = next((path for name in names if (path := shutil.which(name))), None)
@@ -27,38 +27,45 @@ def browser():
         pytest.skip("no Chromium or Chrome is installed")
     with playwright.sync_playwright() as context:
         browser = context.chromium.launch(executable_path=program, args=ARGUMENTS)
-        yield browser
+        # One tab for all: the browser compiles the figures' library once.
+        yield browser.new_context(offline=True).new_page()
         browser.close()
 
 
 @pytest.fixture
-def visit(browser):
+def visit(tab):
     """Open a page; at the end, nothing may have been logged as an error or fetched."""
-    complaints, contexts = [], []
+    complaints, listeners = [], []
 
-    def open_page(path, width=1440, **settings):
-        context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **settings)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+    def listen(event, listener):
+        tab.on(event, listener)
+        listeners.append((event, listener))
+
+    def open_page(path, width=1440, scheme="light"):
+        tab.set_viewport_size({"width": width, "height": 900})
+        tab.emulate_media(color_scheme=scheme)
+        listen("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+        listen("pageerror", lambda error: complaints.append(str(error)))
+        listen("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
         own = ("data:", "blob:", path.as_uri())
-        page.on("request", lambda r: None if r.url.startswith(own) else complaints.append(r.url))
-        page.goto(path.as_uri())
-        page.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
-        return page
+        listen("request", lambda r: None if r.url.startswith(own) else complaints.append(r.url))
+        tab.goto(path.as_uri())
+        tab.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
+        return tab
 
     yield open_page
-    for context in contexts:
-        context.close()
+    # The next test must not find the mouse over something, nor the requests of a page that is not its own.
+    tab.mouse.move(0, 0)
+    tab.goto("about:blank")
+    for event, listener in listeners:
+        tab.remove_listener(event, listener)
     assert complaints == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 1024, 390])
 def test_it_renders_without_overflow(visit, typical_page, width, scheme):
-    page = visit(typical_page, width, color_scheme=scheme)
+    page = visit(typical_page, width, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("#bars figure").count() == 2
     assert page.locator("#bars .bars .point").count() > 10

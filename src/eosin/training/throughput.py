@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -82,8 +83,9 @@ def count_flops(loss: Callable[[], Tensor]) -> int:
     return int(counter.get_total_flops())
 
 
+@functools.cache
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the operations a second of a large matrix product: what the chip gives at best.
+    """Measure the operations a second of a large matrix product, once a process: what the chip gives at best.
 
     Args:
         device: The chip.
