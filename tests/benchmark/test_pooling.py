@@ -156,3 +156,19 @@ def test_a_family_is_one_task_protocol_and_fraction(tmp_path):
     assert [(c["task"], c["fraction"]) for c in found] == [("t", 0.1), ("t", 1.0), ("other", 0.1), ("other", 1.0)]
     # One pair each: nothing to correct for.
     assert all((c["encoder"], c["reference"]) == ("a", "b") and c["p_holm"] == c["p"] for c in found)
+
+
+def test_seeds_of_an_older_version_are_neither_averaged_nor_compared_with_the_newer(tmp_path):
+    older = cell(tmp_path, "m", 0, right=0.99) | {"protocol_version": 1}
+    newer = [cell(tmp_path, "m", seed, right=0.6) | {"protocol_version": 2} for seed in (1, 2)]
+    other = [cell(tmp_path, "n", seed, right=0.8) | {"protocol_version": 2} for seed in (0, 1, 2)]
+    standing = leaderboard(tmp_path, [older, *newer, *other])[0]
+    assert standing["seeds"] == [1, 2]
+    values = [record["metrics"]["balanced_accuracy"]["value"] for record in newer]
+    assert standing["metrics"]["balanced_accuracy"]["value"] == pytest.approx(np.mean(values), abs=1e-12)
+    (test,) = compare(tmp_path, [older, *newer, *other], "balanced_accuracy", [])
+    assert test["seeds"] == [1, 2]
+    alone = [cell(tmp_path, "o", seed, right=0.9) | {"protocol_version": 1} for seed in (0, 1, 2)]
+    tests = compare(tmp_path, [*newer, *other, *alone], "balanced_accuracy", [])
+    assert [(t["encoder"], t["reference"]) for t in tests] == [("m", "n")]
+    assert len(leaderboard(tmp_path, [*newer, *other, *alone])) == 3

@@ -4,13 +4,13 @@ from eosin.benchmark.ranking import rank_encoders
 from eosin.benchmark.record import read_ranks
 
 
-def line(encoder, task, value, protocol="knn", fraction=1.0, seed=0, task_hash="t"):
+def line(encoder, task, value, protocol="knn", fraction=1.0, seed=0, task_hash="t", **more):
     estimate = {"value": value, "low": None, "high": None}
     return {
         "encoder": encoder, "task": task, "protocol": protocol, "fraction": fraction, "seed": seed,
         "task_hash": task_hash,
         "metrics": {"accuracy": estimate, "calibration_error": estimate},
-    }  # fmt: skip
+    } | more  # fmt: skip
 
 
 def test_encoders_are_ranked_by_protocol_over_the_tasks_that_all_have():
@@ -41,6 +41,20 @@ def test_encoders_are_ranked_by_the_seeds_and_splits_that_all_of_them_have():
     (ranking,) = rank_encoders(lines, "accuracy")
     assert (ranking["tasks"], ranking["encoders"]) == ([], [])
     assert "no task" in ranking["reason"]
+
+
+def test_an_older_version_of_a_protocol_is_not_ranked_with_the_newer():
+    lines = [
+        line(name, task, value, protocol_version=version)
+        for task in ("one", "two")
+        for name, value, version in (("a", 0.5, 2), ("b", 0.6, 2), ("c", 0.9, 1))
+    ]
+    (ranking,) = rank_encoders(lines, "accuracy")
+    assert [entry["encoder"] for entry in ranking["encoders"]] == ["b", "a"]
+    # An encoder that has both versions counts by the newer.
+    lines += [line("c", task, 0.1, protocol_version=2) for task in ("one", "two")]
+    (ranking,) = rank_encoders(lines, "accuracy")
+    assert [entry["encoder"] for entry in ranking["encoders"]] == ["b", "a", "c"]
 
 
 def test_a_benchmark_writes_its_ranks(configure):

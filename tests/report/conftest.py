@@ -287,6 +287,7 @@ def write_rich(out: Path) -> Path:
                 "grouping": grouping,
                 "licence": "non-commercial" if place == 0 else "Apache-2.0",
                 "width": 2048,
+                "task_spec": f"{task}:/data/{task}",
             }
             for protocol in ("knn", "logistic", "eva"):
                 record = builder.cell(encoder, task, protocol, skill=skill + 0.01 * len(protocol), images=160, **about)

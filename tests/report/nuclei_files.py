@@ -81,7 +81,7 @@ def nuclei_cell(
         "normalization": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "size": 256},
         "run": None,
         "task": task,
-        "task_spec": f"nuclei:folder:{task}",
+        "task_spec": f"nuclei:{task}:data",
         "task_version": 1,
         "task_hash": short_hash(task),
         "split_hash": short_hash("split", task),
@@ -105,7 +105,7 @@ def nuclei_cell(
         "gallery": f"galleries/{key}.parquet",
         "libraries": {"eosin": "0.1.0", "torch": "2.6.0"},
         "seconds": 512.3,
-        "command": f"eosin benchmark --encoders moco=runs/s0 --tasks nuclei:folder:{task} --protocols {protocol}",
+        "command": f"eosin benchmark --encoders moco=runs/s0 --tasks nuclei:{task}:data --protocols {protocol}",
         "created": "2025-11-23T07:30:00+00:00",
         **changes,
     }

@@ -12,8 +12,9 @@ from PIL import Image
 from eosin.cli import main
 from eosin.core.errors import EosinError
 from eosin.report import write_report
+from eosin.report.board import published_rows
 from eosin.report.load import load_results
-from eosin.report.published import published_for, read_published
+from eosin.report.published import official_set, published_for, read_published
 
 
 def test_csv_has_a_line_per_standing_and_metric(typical, tmp_path):
@@ -94,6 +95,40 @@ def test_published_figures_are_those_of_their_sources():
     assert [e.value for e in published_for("bach") if e.source.metric == "accuracy"] == [None] * 6
     assert published_for("oral") == []
     assert all(v is None or 0 < v < 1 for s in read_published() for f in s.figures.values() for v in f.values())
+
+
+def test_published_figures_are_of_sets_that_there_are():
+    from eosin.nuclei.datasets import NUCLEI_SETS
+    from eosin.tasks import DATA_SETS
+
+    named = {name for source in read_published() for values in source.figures.values() for name in values}
+    assert named <= {*DATA_SETS, *NUCLEI_SETS}
+    assert {"bach", "breakhis", "crc", "mhist", "pcam", "consep"} <= named
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("pcam:/data/pcam", "pcam"),
+        ("crc:/data/crc?name=mine&val=0.1", "crc"),
+        ("nuclei:consep:/data/consep?classes=4", "consep"),
+        ("crc:/data/crc?check=loose", ""),
+        ("/data/crc", ""),
+        ("", ""),
+    ],
+)
+def test_a_set_is_what_was_opened_as_it(spec, name):
+    assert official_set(spec) == name
+
+
+def test_a_folder_called_like_a_public_set_gets_no_published_figures(builder, tmp_path):
+    for spec in ("folder:/data/crc", "csv:/data/index.csv?name=crc"):
+        assert published_rows([builder.cell("color", "crc", "knn", skill=0.6, images=40, task_spec=spec)]) == []
+    record = builder.cell("color", "another name", "knn", skill=0.6, images=40, task_spec="pcam:/data")
+    rows = published_rows([record, record])
+    assert len(rows) == 21
+    assert {row["task"] for row in rows} == {"another name"}
+    assert 0.955 in [row["value"] for row in rows]
 
 
 def test_formats_and_names_that_do_not_fit_are_refused(typical, tmp_path, capsys):

@@ -16,6 +16,7 @@ from eosin.report import write_report
 from eosin.report.figures import chance, condition
 from eosin.report.load import load_results
 from eosin.report.sprites import Sprite
+from eosin.report.summary import caveats
 
 HOSTILE = "</script><script>alert(1)</script>"
 TAG = "<img src=x onerror=alert(2)>"
@@ -125,6 +126,40 @@ def test_confusion_counts_are_those_of_the_predictions(typical, typical_page):
                 counts[row["truth"], row["predicted"]] += 1
     for i, truth in enumerate(entry["classes"]):
         assert entry["counts"][i] == [counts[truth, predicted] for predicted in entry["classes"]]
+
+
+def test_of_votes_the_confusion_holds_the_shares_that_were_scored(builder):
+    record = builder.cell("a", "oral", "fewshot:simpleshot-4", skill=0.7, images=60)
+    path = builder.out / record["predictions"]
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({"votes": "true"}), path)
+    (found,) = load_results(builder.write()).confusions.values()
+    assert found.votes
+    for i, truth in enumerate(found.classes):
+        rows = [row for row in table.to_pylist() if row["truth"] == truth]
+        shares = [sum(row[f"p_{name}"] for row in rows) for name in found.classes]
+        assert found.counts[i].tolist() == pytest.approx(shares, abs=1e-9)
+    # Not what the majority said, which is never an image's share.
+    assert (found.counts % 1 != 0).all()
+    data = json.loads(read(write_report(builder.out)).json)
+    assert data["confusion"][0]["votes"] is True
+    assert data["confusion"][0]["counts"] == found.counts.round(1).tolist()
+
+
+def test_results_of_an_older_version_are_left_out_and_the_page_says_so(builder):
+    builder.cell("a", "oral", "logistic", skill=0.7, seed=0, protocol_version=1, precision="fp32")
+    builder.cell("a", "oral", "logistic", skill=0.7, seed=1, protocol_version=2, precision="fp32")
+    builder.cell("b", "oral", "logistic", skill=0.7, seed=1, protocol_version=1, precision="bf16")
+    results = load_results(builder.write())
+    assert [(r["encoder"], r["seed"]) for r in results.records] == [("a", 1), ("b", 1)]
+    assert {line["encoder"]: line["seeds"] for line in results.standings} == {"a": [1], "b": [1]}
+    assert results.comparisons == []
+    text = " ".join(caveats(results))
+    assert "1 result of older versions of a protocol left out" in text
+    assert "versions 1 and 2 of the protocol stand side by side and are not comparable" in text
+    assert "results in bf16 and fp32 stand side by side" in text
+    page = write_report(builder.out).read_text()
+    assert "<dt>precision</dt><dd>bf16, fp32</dd>" in page
 
 
 def test_names_that_are_html_or_script_stay_text(builder):

@@ -12,7 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.benchmark.nuclei_scores import per_image, pooled_intervals
-from eosin.benchmark.record import Comparison, Estimate, Record, Standing, is_nuclei, read_leaderboard
+from eosin.benchmark.record import (
+    Comparison,
+    Estimate,
+    Record,
+    Standing,
+    condition,
+    is_nuclei,
+    newest,
+    read_leaderboard,
+    version_of,
+)
 from eosin.core.draws import stream_seed
 from eosin.core.errors import EosinError
 from eosin.evaluate.paired_means import paired_means_test
@@ -35,7 +45,7 @@ def leaderboard(out: Path, records: Sequence[Record]) -> list[Standing]:
         records: All records, in the order in which lines shall stand.
 
     Returns:
-        One line per encoder, task, protocol and fraction.
+        One line per encoder, task, protocol and fraction, of the newest version of the protocol that it has.
     """
     known = {tuple(line["cells"]): line for line in _earlier_lines(out)}
     lines = []
@@ -59,8 +69,8 @@ def _earlier_lines(out: Path) -> list[Standing]:
 
 def _by_cell(records: Sequence[Record]) -> dict[Cell, list[Record]]:
     cells: dict[Cell, list[Record]] = defaultdict(list)
-    for record in records:
-        cells[record["encoder"], record["task"], record["protocol"], float(record["fraction"])].append(record)
+    for record in newest(records):
+        cells[condition(record)].append(record)
     return cells
 
 
@@ -159,7 +169,8 @@ def compare(out: Path, records: Sequence[Record], metric: str, known: Sequence[C
         known: Earlier comparisons; those of unchanged cells are taken over.
 
     Returns:
-        Comparisons of the encoders with at least one seed in common and the same split in it.
+        Comparisons of the encoders with at least one seed in common, the same split in it, and the same version of the
+        protocol.
     """
     stored = {(c["metric"], *c["cells"]): c for c in known if c.keys() >= Comparison.__annotations__.keys()}
     cells = _by_cell(records)
@@ -188,7 +199,7 @@ def _compare_pair(
         for record in sorted(first, key=lambda record: record["seed"])
         if record["seed"] in others and others[record["seed"]]["task_hash"] == record["task_hash"]
     ]
-    if not pairs:
+    if not pairs or version_of(first[0]) != version_of(second[0]):
         return None
     cells = [record["key"] for pair in pairs for record in pair]
     if (metric, *cells) in stored:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from eosin.benchmark.record import Ranking, Record
+from eosin.benchmark.record import Ranking, Record, version_of
 from eosin.evaluate.metrics import higher_is_better
 from eosin.evaluate.ranks import ranks
 
@@ -21,7 +21,8 @@ def rank_encoders(records: Sequence[Record], metric: str) -> list[Ranking]:
     """Rank the encoders under every protocol and label fraction that more than one of them has a value for.
 
     On a task they are ranked by their means over the seeds and splits that all of them have there, so that none is
-    placed by other test images, or other seeds, than the rest; a task where they share none is left out.
+    placed by other test images, or other seeds, than the rest; a task where they share none is left out. Those whose
+    results on a task are of an older version of the protocol than another's have no value there.
 
     Args:
         records: Of all cells.
@@ -30,7 +31,13 @@ def rank_encoders(records: Sequence[Record], metric: str) -> list[Ranking]:
     tables: dict[tuple[str, float], dict[str, dict[str, dict[Split, float]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(dict))
     )
+    versions: dict[tuple[str, str, float], int] = defaultdict(int)
     for record in records:
+        place = record["task"], record["protocol"], float(record["fraction"])
+        versions[place] = max(versions[place], version_of(record))
+    for record in records:
+        if version_of(record) < versions[record["task"], record["protocol"], float(record["fraction"])]:
+            continue
         estimate = record["metrics"].get(metric)
         if estimate is not None and estimate["value"] is not None:
             mine = tables[record["protocol"], float(record["fraction"])][record["task"]][record["encoder"]]

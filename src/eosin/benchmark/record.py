@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -25,13 +25,16 @@ __all__ = [
     "Record",
     "Standing",
     "compared_metric",
+    "condition",
     "identity",
     "is_nuclei",
+    "newest",
     "read_comparisons",
     "read_failures",
     "read_leaderboard",
     "read_ranks",
     "read_results",
+    "version_of",
 ]
 
 RESULTS = "results.jsonl"
@@ -273,6 +276,31 @@ _NEEDED = ("encoder", "task", "protocol", "seed", "metrics", "n_test")
 def identity(record: Mapping[str, Any]) -> Identity:
     """Return what a record or failure is about."""
     return (record["encoder"], record["task"], record["protocol"], float(record["fraction"]), int(record["seed"]))
+
+
+def condition(record: Mapping[str, Any]) -> tuple[str, str, str, float]:
+    """Return the encoder, task, protocol and fraction: what is averaged over seeds."""
+    return (record["encoder"], record["task"], record["protocol"], float(record["fraction"]))
+
+
+def newest(records: Sequence[Record]) -> list[Record]:
+    """Leave out the records of older versions of a protocol where the same encoder has newer ones.
+
+    Seeds of two versions are no repetitions of one another; averaged, they would be a number of neither.
+
+    Args:
+        records: All records, in any order, which is kept.
+    """
+    versions: dict[tuple[str, str, str, float], int] = {}
+    for record in records:
+        place = condition(record)
+        versions[place] = max(versions.get(place, 0), version_of(record))
+    return [record for record in records if version_of(record) == versions[condition(record)]]
+
+
+def version_of(record: Mapping[str, Any]) -> int:
+    """Return the version of the record's protocol; 0 where it was not recorded."""
+    return int(record.get("protocol_version") or 0)
 
 
 def is_nuclei(record: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from eosin.core.errors import EosinError
 from eosin.evaluate.statistics import Predicted
 
-__all__ = ["load_predictions", "prediction_table"]
+__all__ = ["is_votes", "load_predictions", "prediction_table"]
 
 _UNCHANGED = "unchanged_"
 _MOVED = "moved"
@@ -46,6 +46,11 @@ def prediction_table(predicted: Predicted, classes: Sequence[str]) -> pa.Table:
     return table.replace_schema_metadata({_VOTES: b"true"}) if predicted.votes else table
 
 
+def is_votes(table: pa.Table) -> bool:
+    """Tell whether the probabilities of a table of predictions are shares of many classifiers' decisions."""
+    return bool((table.schema.metadata or {}).get(_VOTES) == b"true")
+
+
 def load_predictions(out: Path, record: Mapping[str, Any]) -> Predicted:
     """Read a cell's per-image predictions.
 
@@ -70,7 +75,7 @@ def load_predictions(out: Path, record: Mapping[str, Any]) -> Predicted:
         changed = all(f"{_UNCHANGED}{name}" in table.column_names for name in classes)
         unchanged = _columns(table, _UNCHANGED, classes) if changed else None
         moved = table[_MOVED].to_numpy() if _MOVED in table.column_names else None
-        votes = (table.schema.metadata or {}).get(_VOTES) == b"true"
+        votes = is_votes(table)
         names, groups = table["name"].to_pylist(), table["group"].to_pylist()
     except FileNotFoundError:
         raise EosinError(f"{path}: not found; run the same command again") from None

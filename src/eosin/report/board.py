@@ -9,7 +9,7 @@ from typing import Any
 
 from eosin.benchmark.record import Estimate, Record, Standing
 from eosin.report.load import Results
-from eosin.report.published import published_for
+from eosin.report.published import official_set, published_for
 from eosin.report.summary import best_of
 
 __all__ = ["board_rows", "in_order", "published_rows", "rounded", "span"]
@@ -97,14 +97,18 @@ def _numbers(estimate: Estimate) -> list[float | None]:
     return [rounded(estimate.get(name)) for name in ("value", "low", "high", "sd")]
 
 
-def published_rows(tasks: Iterable[str]) -> list[dict[str, Any]]:
+def published_rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     """Return the published figures of tasks: `task`, `encoder`, `value`, `metric`, `protocol`, `source`, `url`, `date`.
 
     A figure without a value is "not available".
+
+    Args:
+        records: Ours; those on official data sets have figures to stand beside.
     """
+    sets = {record["task"]: official_set(str(record.get("task_spec", ""))) for record in records}
     return [
         {"task": task, "encoder": entry.encoder, "value": entry.value}
-        | {name: getattr(entry.source, name) for name in ("metric", "protocol", "source", "url", "date", "note")}
-        for task in tasks
-        for entry in published_for(task)
+        | {field: getattr(entry.source, field) for field in ("metric", "protocol", "source", "url", "date", "note")}
+        for task, name in sets.items()
+        for entry in published_for(name)
     ]

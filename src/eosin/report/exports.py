@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from eosin.report.board import board_rows, published_rows
+from eosin.report.board import board_rows
 from eosin.report.load import Results
 from eosin.report.summary import headline_metric, higher_is_better, in_words, metric_name
 from eosin.report.view import build_view, encoders_of, metrics_of
@@ -102,7 +102,7 @@ def as_markdown(results: Results) -> str:
             about,
             _table(rows, task["metric"], [name for name, _ in view["metrics"]]),
         ]
-        if published := published_rows([task["name"]]):
+        if published := [row for row in data["published"] if row["task"] == task["name"]]:
             parts += ["Published by others, not measured here and not ranked:", _published(published)]
     if view["caveats"]:
         parts += ["## Read with care", "\n".join(f"* {_inline(sentence)}" for sentence in view["caveats"])]

@@ -58,8 +58,9 @@ def confusion(results: Results) -> list[dict[str, Any]]:
             "task": task,
             "condition": condition(protocol, fraction),
             "classes": matrix.classes,
-            "counts": matrix.counts.tolist(),
+            "counts": matrix.counts.round(1).tolist() if matrix.votes else matrix.counts.astype(int).tolist(),
             "seeds": matrix.seeds,
+            "votes": matrix.votes,
         }
         for (encoder, task, protocol, fraction), matrix in _chief_first(results.confusions.items())
     ]

@@ -24,12 +24,14 @@ from eosin.benchmark.record import (
     Standing,
     identity,
     is_nuclei,
+    newest,
     read_comparisons,
     read_failures,
     read_results,
 )
 from eosin.core.errors import EosinError
 from eosin.core.files import read_json_lines
+from eosin.evaluate.predictions import is_votes
 from eosin.report.nuclei import Nuclei, load_nuclei
 from eosin.report.roc import Roc, roc_of
 
@@ -49,13 +51,16 @@ class Confusion:
 
     Attributes:
         classes: Class names.
-        counts: int64 [C, C], rows are the truth, summed over the seeds.
+        counts: float64 [C, C], rows are the truth, summed over the seeds; whole numbers, but for votes.
         seeds: Number of seeds summed.
+        votes: Whether many classifiers were asked of each image, such as the draws of few-shot: then an image counts
+            for each class by the share of them that said it, as in the scores.
     """
 
     classes: list[str]
-    counts: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.float64]
     seeds: int
+    votes: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Results:
 
     Attributes:
         out: The benchmark directory.
-        records: One per cell.
+        records: One per cell, of the newest version of the protocol that its encoder has.
         standings: The leaderboard's lines.
         comparisons: Paired tests between encoders whose cells are all in `records`.
         failures: Cells without a result.
@@ -130,6 +135,7 @@ class Results:
         galleries: Neighbors and surest errors.
         ranks: Lines of ranks.jsonl: encoders ranked over tasks.
         nuclei: What was found in the test images of sets of nuclei.
+        older: How many cells were left out, since their encoder has newer ones.
     """
 
     out: Path
@@ -145,6 +151,7 @@ class Results:
     galleries: list[Gallery] = field(default_factory=list)
     ranks: list[dict[str, Any]] = field(default_factory=list)
     nuclei: Nuclei = field(default_factory=Nuclei)
+    older: int = 0
 
 
 def load_results(out: Path) -> Results:
@@ -156,8 +163,9 @@ def load_results(out: Path) -> Results:
     Raises:
         EosinError: If results.jsonl is missing, empty or damaged.
     """
-    records = read_results(out)
-    present = {identity(record) for record in records}
+    everything = read_results(out)
+    present = {identity(record) for record in everything}
+    records = newest(everything)
     keys = {str(record.get("key", "")) for record in records}
     missing: list[str] = []
     of_tiles = [record for record in records if not is_nuclei(record)]
@@ -177,6 +185,7 @@ def load_results(out: Path) -> Results:
         galleries=_galleries(out, of_tiles, missing),
         ranks=_ranks(out, missing),
         nuclei=load_nuclei(out, records, missing),
+        older=len(everything) - len(records),
     )
 
 
@@ -222,11 +231,13 @@ def _add_counts(
     if not {*truth, *predicted} <= number.keys():
         missing.append(f"{path}: names classes that its record does not list; left out of the confusion matrix")
         return []
-    cells = [number[t] * len(classes) + number[p] for t, p in zip(truth, predicted, strict=True)]
-    counts = np.bincount(cells, minlength=len(classes) ** 2).reshape(len(classes), len(classes))
+    votes = is_votes(table) and {f"p_{name}" for name in classes} <= {*table.column_names}
+    said = _scores(table, classes)[1] if votes else np.eye(len(classes))[[number[name] for name in predicted]]
+    counts = np.zeros((len(classes), len(classes)))
+    np.add.at(counts, [number[name] for name in truth], said)
     if earlier is not None:
-        counts = counts + earlier.counts
-    found[cell] = Confusion(classes, counts.astype(np.int64), 1 + (earlier.seeds if earlier else 0))
+        counts += earlier.counts
+    found[cell] = Confusion(classes, counts, 1 + (earlier.seeds if earlier else 0), votes)
     return classes
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from eosin.core.config import Config
 
-__all__ = ["Published", "Source", "published_for", "read_published"]
+__all__ = ["Published", "Source", "official_set", "published_for", "read_published"]
 
 
 class Source(Config):
@@ -28,7 +28,7 @@ class Source(Config):
     note: str
     """What a reader must know to compare."""
     figures: dict[str, dict[str, float | None]]
-    """Encoder, as the source names it, to value by task; None where the source's value is not public."""
+    """Encoder, as the source names it, to value by public set; None where the source's value is not public."""
 
 
 class Published(Config):
@@ -49,15 +49,28 @@ def read_published() -> tuple[Source, ...]:
     return tuple(Source.parse(entry, "published.yaml") for entry in yaml.safe_load(text))
 
 
-def published_for(task: str) -> list[Published]:
-    """Return the published figures of a task, in the order of their sources.
+def official_set(task_spec: str) -> str:
+    """Return the public set that a task is, whole and in its official layout; "" of any other task.
+
+    A folder that has the name of a public set is not that set.
 
     Args:
-        task: Name of a task; only tasks of official data sets have any.
+        task_spec: The specification the task was opened from, such as "crc:DIR" or "nuclei:consep:DIR?classes=4".
+    """
+    scheme, separator, rest = task_spec.removeprefix("nuclei:").partition(":")
+    partial = "check=loose" in rest.rpartition("?")[2].split("&")
+    return scheme if separator and not partial else ""
+
+
+def published_for(name: str) -> list[Published]:
+    """Return the published figures of a public set, in the order of their sources.
+
+    Args:
+        name: Of the set, as `eosin data list` has it.
     """
     return [
-        Published(encoder=encoder, value=values[task], source=source)
+        Published(encoder=encoder, value=values[name], source=source)
         for source in read_published()
         for encoder, values in source.figures.items()
-        if task in values
+        if name in values
     ]

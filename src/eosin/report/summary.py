@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from eosin.benchmark.record import Comparison, Record, Standing
+from eosin.benchmark.record import Comparison, Record, Standing, version_of
 from eosin.evaluate.metrics import METRICS
 from eosin.report.load import Results
 
@@ -237,6 +237,12 @@ def caveats(results: Results) -> list[str]:
     found += _about_color(results)
     found += _about_seeds(results.records)
     found += _about_versions(by_task)
+    if results.older:
+        count = results.older
+        found.append(
+            f"{count} {'result' if count == 1 else 'results'} of older versions of a protocol left out, as the same "
+            "encoder has newer ones."
+        )
     if results.failures:
         count = len(results.failures)
         found.append(
@@ -316,11 +322,17 @@ def _about_versions(by_task: dict[str, list[Record]]) -> list[str]:
         versions: dict[str, set[int]] = defaultdict(set)
         for record in records:
             per_seed[record["seed"], ""].add(str(record.get("split_hash")))
-            versions[record["protocol"]].add(int(record.get("protocol_version", 0)))
+            versions[record["protocol"]].add(version_of(record))
         if any(len(hashes) > 1 for hashes in per_seed.values()):
             found.append(f"{task}: results on different splits stand side by side; compare only equal split hashes.")
         for protocol, numbers in versions.items():
             if len(numbers) > 1:
                 listed = in_words([str(number) for number in sorted(numbers)])
-                found.append(f"{task}, {protocol}: versions {listed} of the protocol are mixed and not comparable.")
+                found.append(
+                    f"{task}, {protocol}: versions {listed} of the protocol stand side by side and are not comparable; "
+                    "encoders of different versions are neither tested nor ranked against each other."
+                )
+        precisions = {str(record["precision"]) for record in records if record.get("precision")}
+        if len(precisions) > 1:
+            found.append(f"{task}: results in {in_words(sorted(precisions))} stand side by side.")
     return found

@@ -130,7 +130,6 @@ def _data(
     results: Results, encoders: Sequence[str], metrics: Sequence[str], cards: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """Collect what the page's script draws from; every number in it is finite or null."""
-    tasks = [card["name"] for card in cards]
     described = ("name", "kind", "metric", "classes", "n_train", "n_test", "grouping")
     return {
         "encoders": encoders,
@@ -147,7 +146,7 @@ def _data(
             row | {"condition": figures.condition(row["protocol"], row["fraction"])}
             for row in board_rows(results, encoders, metrics)
         ],
-        "published": published_rows(tasks),
+        "published": published_rows(results.records),
         "differences": figures.differences(results, encoders),
         "ranks": figures.ranks(results),
         "confusion": figures.confusion(results),
@@ -236,6 +235,7 @@ def _provenance(results: Results, encoders: Sequence[str]) -> dict[str, Any]:
         "created": max((str(record.get("created", "")) for record in records), default=""),
         "seconds": math.fsum(float(record.get("seconds") or 0.0) for record in records),
         "seeds": sorted({record["seed"] for record in records}),
+        "precisions": sorted({str(record["precision"]) for record in records if record.get("precision")}),
     }
 
 

@@ -25,6 +25,8 @@ const variable = (name) => getComputedStyle(document.documentElement).getPropert
 const tone = (index) => variable(`--c${((index % COLORS) + COLORS) % COLORS}`);
 const encoderNumber = new Map(data.encoders.map((name, index) => [name, index]));
 const encoderTone = (name) => tone(encoderNumber.get(name) ?? 0);
+// Of many draws, a tile's class is the one that most of them gave, its probability their share.
+const isVote = (protocol) => String(protocol).startsWith("fewshot:");
 const percent = (share) => `${Math.round(100 * share)} %`;
 const fixed = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 const signed = (value) => (value === null ? "–" : (value < 0 ? "−" : "+") + Math.abs(value).toFixed(3));

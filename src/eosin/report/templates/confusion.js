@@ -28,7 +28,8 @@ function drawMatrix(parent, encoder) {
     Object.assign(cell.style, backdrop(share));
     return cell;
   })));
-  const note = entry.seeds > 1 ? `share and count, ${entry.seeds} seeds summed` : "share and count";
+  const what = entry.votes ? "share and count, mean of all draws" : "share and count";
+  const note = entry.seeds > 1 ? `${what}, ${entry.seeds} seeds summed` : what;
   const table = element("table", { class: entry.classes.length > 6 ? "matrix dense" : "matrix" },
     element("caption", {}, `${encoder}: ${note}`), element("thead", {}, over, head), element("tbody", {}, ...rows));
   parent.replaceChildren(table);

@@ -85,7 +85,7 @@ function drawErrors() {
     element("span", { class: "wrong" }, "✗ ", ...breakable(tile.predicted), ` ${fixed(tile.p, 2)}`),
     element("span", { class: "quiet" }, `truth ${fixed(tile.truth, 2)}`),
   ]))));
-  byId("errors-note").textContent = `The ${entry.tiles.length} most certain of ${entry.wrong} errors on ${entry.test} test tiles. The number after a class is the probability given to it.`;
+  byId("errors-note").textContent = `The ${entry.tiles.length} most certain of ${entry.wrong} errors on ${entry.test} test tiles. ${isVote(protocol) ? "The number after a class is the share of the draws that gave it; an error is what most of them gave." : "The number after a class is the probability given to it."}`;
 }
 
 function drawTiles() {
@@ -101,7 +101,7 @@ function startTiles() {
   const ofTask = (key, list) => unique(list.filter((entry) => entry.task === byId("tiles-task").value).map((entry) => entry[key]));
   const offer = () => {
     fill(byId("tiles-encoder"), ofTask("encoder", both), byId("tiles-encoder").value);
-    const protocols = ofTask("predicted_by", errors);
+    const protocols = ofTask("predicted_by", errors).sort((a, b) => isVote(a) - isVote(b));
     fill(byId("tiles-protocol"), protocols, byId("tiles-protocol").value);
     byId("tiles-protocol").closest(".picker").hidden = protocols.length < 2;
   };

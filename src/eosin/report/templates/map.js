@@ -132,7 +132,7 @@ function drawMaps() {
   const names = coloring.names ? classesOf(coloring.names) : [];
   if (names.length <= MOST_NAMED) drawMapLegend(names, coloring);
   const shown = map.of > map.x.length ? `${map.x.length} of ${map.of} test tiles` : `${map.x.length} test tiles`;
-  const judged = map.predicted_by ? ` Predictions are those of ${map.predicted_by}.` : "";
+  const judged = map.predicted_by ? ` Predictions are those of ${map.predicted_by}${isVote(map.predicted_by) ? ": what most draws gave" : ""}.` : "";
   const flat = layoutOf(map) === "pca";
   const named = { pca: "first two principal components of the standardized features", umap: "UMAP, 15 neighbors" };
   const method = named[layoutOf(map)] ?? map.method ?? "two dimensions";
