@@ -9,6 +9,7 @@ from typing import Any
 
 from eosin.benchmark.cells import CELLS, OpenTask, Subject, newest, open_subject
 from eosin.benchmark.config import BenchmarkConfig
+from eosin.benchmark.directory import FOLDERS, check_directory
 from eosin.benchmark.galleries import GALLERIES, gallery_path, write_gallery
 from eosin.benchmark.joining import write_joined
 from eosin.benchmark.maps import MAPS, map_path, write_map
@@ -65,6 +66,7 @@ def run_benchmark(config: BenchmarkConfig, command: str = "") -> list[Record]:
     encoders = named_encoders(config.encoders)
     asked, of_nuclei = open_asked(config.protocols)
     specs = fitting_tasks(config.tasks, asked, of_nuclei)
+    check_directory(config.out)
     out = writable_directory(config.out)
     if config.shard is not None:
         # Jobs of an array share the directory; what keeps them apart are the embeddings' own locks.
@@ -73,7 +75,7 @@ def run_benchmark(config: BenchmarkConfig, command: str = "") -> list[Record]:
         run.complain([])
         return []
     with DirectoryLock(out):
-        for name in (CELLS, "predictions", MAPS, GALLERIES):
+        for name in FOLDERS:
             writable_directory(out / name)
         run = _Run(config, encoders, specs, asked, of_nuclei, command)
         run.compute()
