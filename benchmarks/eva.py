@@ -5,6 +5,9 @@ kaiko-eva's many requirements do not go with ours, so it runs in an environment 
     python -m venv /tmp/eva && /tmp/eva/bin/pip install 'kaiko-eva[vision]'
     python benchmarks/eva.py --eva /tmp/eva/bin/python
 
+With `--same-start` kaiko-eva's runs begin from the weights that ours begin from: what is left between the two is the
+order of the images, and whatever is wrong.
+
 Sets are drawn: classes overlap so that balanced accuracy lies between 0.7 and 0.95. Both start from embeddings in
 memory and end with the scores of the test images. Time is CPU time of one thread, so that a busy machine matters less;
 imports are not counted.
@@ -26,7 +29,7 @@ import torch
 from timing import report
 
 from eosin.evaluate import Fit, Material, read_embeddings
-from eosin.evaluate.eva import Eva
+from eosin.evaluate.eva import Eva, _first_weights
 from eosin.evaluate.metrics import metric_value
 
 SETS = {"4 classes": (4, 0.65), "9 classes": (9, 1.0), "2 classes": (2, 0.6)}
@@ -80,6 +83,7 @@ def main() -> None:
     parser.add_argument("--eva", required=True, metavar="PYTHON", help="of an environment with kaiko-eva[vision]")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12_500, help="most, of both; the patience follows eva's rule")
+    parser.add_argument("--same-start", action="store_true", help="give both the same first weights")
     parser.add_argument("--images", type=int, default=5120)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--sets", nargs="*", default=list(SETS), choices=list(SETS))
@@ -96,8 +100,14 @@ def main() -> None:
     for name, data in sets.items():
         shape = " x ".join(map(str, data["features"].shape))
         mine, seconds = ours(data, protocol, arguments.runs)
+        if arguments.same_start:
+            classes = int(data["labels"].max()) + 1
+            width, outputs = data["features"].shape[1], 1 if classes == 2 else classes
+            starts = [_first_weights(width, outputs, seed).numpy() for seed in range(arguments.runs)]
+            data |= {"starts": np.stack(starts)}
         peer, peer_seconds = theirs(arguments.eva, data, protocol, arguments.runs)
         n = f"{name}, {shape}, {arguments.runs} runs, at most {arguments.steps} steps"
+        n += ", same first weights" if arguments.same_start else ""
         scores = f"ours {mean(mine):.4f} sd {stdev(mine):.4f}, peer {mean(peer):.4f} sd {stdev(peer):.4f}"
         gap = abs(mean(mine) - mean(peer))
         print(json.dumps({"claim": "balanced accuracy agrees", "difference": round(gap, 5), "n": f"{n}; {scores}"}))

@@ -2,8 +2,9 @@
 
     /path/to/eva/bin/python benchmarks/peers/eva_protocol.py DATA.npz RESULT.json --runs 5 --steps 12500
 
-DATA.npz: features float32 [N, D], labels int64 [N], train, val and test rows int64. Everything that trains is eva's:
-its trainer, head module, data module, metrics and callbacks as its offline configurations name them; only the data set
+DATA.npz: features float32 [N, D], labels int64 [N], train, val and test rows int64, and, if runs are to start from
+given weights, starts float32 [runs, D + 1, outputs], the last row being the bias. Everything that trains is eva's: its
+trainer, head module, data module, metrics and callbacks as its offline configurations name them; only the data set
 class is here, which keeps the embeddings in memory instead of one file an image, to eva's advantage.
 """
 
@@ -43,6 +44,21 @@ class Embeddings(datasets.TorchDataset):
         return self.features[index], self.labels[index]
 
 
+class Started(HeadModule):
+    """eva's module, whose head, once it is built, is given its first weights."""
+
+    start: torch.Tensor | None = None
+
+    def configure_model(self) -> None:
+        """Build the head, and set its weights where some were given."""
+        fresh = isinstance(self.head, dict)
+        super().configure_model()
+        if fresh and self.start is not None:
+            with torch.no_grad():
+                self.head.weight.copy_(self.start[:-1].T)
+                self.head.bias.copy_(self.start[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
@@ -59,7 +75,7 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
     with np.load(data_file) as file:
-        data = {name: file[name] for name in ("features", "labels", "train", "val", "test")}
+        data = {name: file[name] for name in file.files}
     classes = int(data["labels"].max()) + 1
     binary = classes == 2
     sets = {
@@ -74,7 +90,7 @@ def main() -> None:
         "class_path": "torch.nn.Linear",
         "init_args": {"in_features": data["features"].shape[1], "out_features": outputs},
     }
-    model = HeadModule(
+    model = Started(
         head=head,
         criterion=torch.nn.BCEWithLogitsLoss() if binary else torch.nn.CrossEntropyLoss(),
         optimizer=partial(torch.optim.AdamW, lr=0.0003),
@@ -109,6 +125,8 @@ def main() -> None:
             ],
         )
         for run in range(arguments.runs):
+            if "starts" in data:
+                model.start = torch.as_tensor(data["starts"][run])
             val, test = functional.run_evaluation(trainer, model, module, run_id=run, verbose=False)
             key = monitor.removeprefix("val/")
             scores.append({"val": float(val[0][f"val/{key}"]), "test": float(test[0][f"test/{key}"])})

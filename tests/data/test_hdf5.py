@@ -219,6 +219,10 @@ def test_a_missing_data_set_is_named(tmp_path):
     write(tmp_path / "a.h5", 5)
     with pytest.raises(EosinError, match=r"a.h5: no data set 'y' \(it holds x\)"):
         read_hdf5(tmp_path / "a.h5", "y")
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["y"] = h5py.Empty("f")
+    with pytest.raises(EosinError, match=r"a.h5: 'y' holds no values; get it again"):
+        read_hdf5(tmp_path / "a.h5", "y")
     with pytest.raises(EosinError, match=r"expected 'x' as uint8 \[N, 24, 16, 3\], found uint8 \[5, 16, 24, 3\]"):
         open_hdf5(tmp_path / "a.h5", "x", SIZE[::-1])
 

@@ -227,9 +227,9 @@ def test_absolute_paths_and_other_folders(folder: Folder, tmp_path: Path) -> Non
     ("text", "message"),
     [
         ("path,label\n000.png,a\n", "no column 'file'; its columns: path, label"),
-        ("", "not a readable manifest"),
+        ("", "not a readable manifest .*; write a header with the column 'file'"),
         ("file,label\n", "no rows below the header"),
-        ("file,label\n000.png,a,extra\n", "not a readable manifest"),
+        ("file,label\n000.png,a,extra\n", "not a readable manifest .*; correct that line"),
         ("file,label,label\n000.png,a,b\n", "column 'label' appears twice"),
         ("file,label\n000.png,a\n,b\n", "row 2 has no `file`"),
         ("file,mpp\n000.png,0.5\n001.png,fine\n", "row 2: mpp 'fine' is not a number"),
@@ -246,6 +246,13 @@ def test_faulty_manifests(folder: Folder, text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_manifest_in_another_encoding(folder: Folder) -> None:
+    path = folder(2) / "index.csv"
+    path.write_bytes("file,label\n000.png,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(EosinError, match="save it as UTF-8"):
+        open_tiles(path)
+
+
 def test_a_label_column_that_is_not_there(folder: Folder) -> None:
     path = write(folder(1) / "index.csv", "file,label4\n000.png,x\n")
     assert open_tiles(path).label is None
@@ -259,6 +266,24 @@ def test_rows_repeated_in_full_are_merged_and_counted(folder: Folder) -> None:
     assert list(tiles.names) == ["001.png", "000.png"]
     assert list(tiles.label) == ["b", "a"]
     assert tiles.remarks == ("2 row(s) that repeat an earlier row in full were merged",)
+
+
+def test_one_file_under_two_spellings_is_one(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder(["000.png", "a/001.png"])
+    (tmp_path / "link").symlink_to(root)
+    for other in ("../tiles/000.png", f"{root}/000.png", f"{root}/a/../000.png", "../link/000.png"):
+        path = write(root / "index.csv", f"file,split\n000.png,train\n{other},test\n")
+        with pytest.raises(
+            EosinError, match=r"rows 1 and 2 both list '000.png' \(as '.*000.png'\) but differ in 'split'"
+        ):
+            open_tiles(path)
+    path = write(root / "index.csv", f"file,split\n{root}/a/001.png,train\n000.png,val\na/001.png,train\n")
+    tiles = open_tiles(path)
+    # Named as it is written first: the hash of a manifest that lists nothing twice stays what it was.
+    assert list(tiles.names) == [f"{root}/a/001.png", "000.png"]
+    assert tiles.remarks == ("1 row(s) that repeat an earlier row in full were merged",)
+    monkeypatch.chdir(root)
+    assert list(open_tiles("csv:index.csv").names) == list(tiles.names)
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:

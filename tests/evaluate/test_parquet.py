@@ -7,6 +7,7 @@ import signal
 import time
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -16,7 +17,7 @@ from eosin.core.errors import EosinError
 from eosin.core.files import directory_held
 from eosin.data import open_tiles
 from eosin.encoders import load_encoder
-from eosin.evaluate import embed, embed_to_parquet, open_dense
+from eosin.evaluate import DenseMaps, embed, embed_to_parquet, open_dense
 from forked import Forked
 
 
@@ -68,6 +69,32 @@ def test_fewer_than_no_workers_are_refused(tmp_path):
 def test_a_folder_as_output_is_refused(tmp_path):
     with pytest.raises(EosinError, match="is a directory"):
         embed_to_parquet("color:stats", str(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tiles.csv", "weights.safetensors", "tiles.parquet"])
+def test_a_file_of_another_kind_is_not_replaced(tmp_path, name):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    out = tmp_path / name
+    if name == "tiles.parquet":
+        pq.write_table(pa.table({"file": ["a.png"]}), out)
+    else:
+        out.write_text("file\na.png\n")
+    before = out.read_bytes()
+    source = str(tmp_path / "a.png") if name == "weights.safetensors" else f"csv:{out}"
+    with pytest.raises(EosinError, match=r"ends in \.parquet|is no file of embeddings, and would be replaced"):
+        embed_to_parquet("color:stats?size=16", source, out, workers=0)
+    assert out.read_bytes() == before
+
+
+def test_embeddings_do_not_come_to_stand_beside_maps_of_another_encoder(tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    out = tmp_path / "f.parquet"
+    for _ in range(2):
+        embed_to_parquet("random:test_resnet?size=32", str(tmp_path), out, workers=0, dense=DenseMaps((-1,)))
+    before = out.read_bytes()
+    with pytest.raises(EosinError, match=r"f\.dense: holds maps of another encoder \(random:test_resnet"):
+        embed_to_parquet("color:stats?size=16", str(tmp_path), out, workers=0)
+    assert out.read_bytes() == before
 
 
 WORDS = ["embed", "--encoder", "color:stats?size=16", "--data", "many.csv", "--out", "out.parquet", "--workers", "0"]

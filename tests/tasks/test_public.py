@@ -253,6 +253,7 @@ FAULTS = {
     "label": ("mhist", lambda r: rewrite(r / "annotations.csv", ",HP,", ",hp,"), r"line 2: label 'hp' is not in the class list \(HP, SSA\)"),
     "partition": ("mhist", lambda r: rewrite(r / "annotations.csv", ",train", ",tain"), r"line 2: partition 'tain' is neither train nor test"),
     "votes": ("mhist", lambda r: rewrite(r / "annotations.csv", ",0,train", ",6,train"), r"line 2: 6 of 7 votes for SSA do not make the label HP"),
+    "endless votes": ("mhist", lambda r: rewrite(r / "annotations.csv", ",0,train", f",{'9' * 5000},train"), r"line 2: '9+' is no number of votes from 0 to 7"),
     "no votes": ("mhist", lambda r: rewrite(r / "annotations.csv", ",0,train", ",8,train"), r"line 2: '8' is no number of votes from 0 to 7"),
     "short row": ("mhist", lambda r: rewrite(r / "annotations.csv", ",0,train", ",train"), r"line 2: 3 values, not 4"),
     "path": ("mhist", lambda r: rewrite(r / "annotations.csv", "MHIST_aaa.png", "../a.png"), r"line 2: '../a.png' is no name of an image"),

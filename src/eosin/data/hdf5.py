@@ -119,6 +119,8 @@ def read_hdf5(path: Path, key: str) -> npt.NDArray[Any]:
     with _opened(path) as file:
         found = _own(file, path, key)
         if getattr(found, "shape", None) is None:
+            if found is not None and key in file:
+                raise EosinError(f"{path}: '{key}' holds no values; get it again")
             raise EosinError(f"{path}: no data set '{key}' (it holds {', '.join(sorted(file)) or 'nothing'})")
         try:
             values: npt.NDArray[Any] = found[()]

@@ -81,7 +81,7 @@ def _read(path: Path, label_column: str) -> tuple[Any, list[str]]:
             with pa.csv.open_csv(path) as reader:
                 present = reader.schema.names
     except (pa.ArrowInvalid, OSError) as error:
-        raise EosinError(f"{path}: not a readable manifest ({_first_line(error)})") from None
+        raise _unreadable(path, error) from None
     if "file" not in present:
         raise EosinError(f"{path}: no column 'file'; its columns: {', '.join(present)}; rename the one with the paths")
     if label_column not in present and label_column != "label":
@@ -103,11 +103,22 @@ def _read(path: Path, label_column: str) -> tuple[Any, list[str]]:
         )
         return pa.csv.read_csv(path, convert_options=options), columns
     except (pa.ArrowInvalid, OSError) as error:
-        raise EosinError(f"{path}: not a readable manifest ({_first_line(error)})") from None
+        raise _unreadable(path, error) from None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _unreadable(path: Path, error: Exception) -> EosinError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, PermissionError):
+        fix = "change its permissions"
+    elif path.stat().st_size == 0:
+        fix = "write a header with the column 'file', and a row an image"
+    elif "UTF8" in reason:
+        fix = "save it as UTF-8"
+    elif path.suffix.lower() == ".parquet":
+        fix = "write it again"
+    else:
+        fix = "correct that line: every row needs as many values as the header"
+    return EosinError(f"{path}: not a readable manifest ({reason}); {fix}")
 
 
 def _text(column: Any) -> Any:
@@ -151,9 +162,23 @@ def _normal(files: Any) -> Any:
     return pa.array([os.path.normpath(name) for name in files.to_pylist()], pa.large_string())
 
 
+def _placed(files: Any, root: Path) -> Any:
+    """Name files so that two spellings of one are equal: `a.jpg`, `../tiles/a.jpg` and `/data/tiles/a.jpg`.
+
+    Links are followed for folders alone, each asked for once: a million files are too many to ask for.
+    """
+    folders = pc.dictionary_encode(pc.replace_substring_regex(files, r"[^/]*$", ""))
+    places = [os.path.realpath(root / folder) for folder in folders.dictionary.to_pylist()]
+    if len(set(places)) == len(places):
+        return files
+    leaves = pc.replace_substring_regex(files, r"(?s)^.*/", "")
+    above = pa.array(places, pa.large_string()).take(folders.indices)
+    return pc.binary_join_element_wise(above, leaves, pa.scalar("/", pa.large_string()))
+
+
 def _first_of_each(files: Any, texts: dict[str, Any], numbers: dict[str, FloatColumn], path: Path) -> Any:
     """Return the rows that list a file for the first time; repeated rows must agree with them."""
-    codes = pc.dictionary_encode(files).indices.to_numpy()
+    codes = pc.dictionary_encode(_placed(files, path.parent)).indices.to_numpy()
     _, first = np.unique(codes, return_index=True)
     if len(first) == len(codes):
         return first
@@ -164,9 +189,11 @@ def _first_of_each(files: Any, texts: dict[str, Any], numbers: dict[str, FloatCo
         values |= {name: (column[earlier], column[row]) for name, column in numbers.items()}
         for name, (old, new) in values.items():
             if old != new and not (old != old and new != new):
+                one, other = files[earlier].as_py(), files[int(row)].as_py()
+                spelled = "" if one == other else f" (as '{other}')"
                 raise EosinError(
-                    f"{path}: rows {earlier + 1} and {row + 1} both list '{files[int(row)].as_py()}' but differ in "
-                    f"'{name}' ({old} and {new}); keep one"
+                    f"{path}: rows {earlier + 1} and {row + 1} both list '{one}'{spelled} but differ in '{name}' "
+                    f"({old} and {new}); keep one"
                 )
     return np.sort(first)
 

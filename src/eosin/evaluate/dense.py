@@ -176,7 +176,9 @@ def embed_dense(
     with store.held(shard):
         other = store.foreign()
         if other is not None:
-            raise EosinError(f"{other}: holds maps of another encoder, source or layer; remove {out} or choose another")
+            raise EosinError(
+                f"{other}: holds maps of another encoder, source or layer; remove {out}, or choose another --out"
+            )
         unreadable = fill(encoder, work, store, store.layout.of_job(shard), places, quarantine)
         if shard is not None and len(store.finished()) < len(store.layout):
             return None

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from eosin.core.console import console
 from eosin.core.errors import EosinError
-from eosin.core.files import atomic_file, writable_directory
+from eosin.core.files import atomic_file, output_file
 from eosin.data import Quarantine, Tiles, default_workers, open_tiles
 from eosin.encoders import load_encoder
-from eosin.evaluate.dense import embed_dense
+from eosin.evaluate.dense import embed_dense, open_dense
 from eosin.evaluate.embed import Embeddings, embed
 from eosin.evaluate.embed_pass import DenseMaps, Precision, check_layers
 
@@ -58,17 +58,18 @@ def embed_to_parquet(
         A closing line: what was written, and how many tiles could not be read.
 
     Raises:
-        EosinError: If the encoder, the source or the output is not usable, or as `embed`.
+        EosinError: If the encoder, the source or the output is not usable, a file of another kind would be replaced,
+            or as `embed`.
     """
-    if out.is_dir():
-        raise EosinError(f"{out}: is a directory; give a file such as {out / 'features.parquet'}")
-    writable_directory(out.parent)
+    output_file(out, ".parquet", "features.parquet")
+    _check_replaceable(out)
     started = time.monotonic()
     tiles = open_tiles(data)
     console.print(tiles.describe(), markup=False)
     network = load_encoder(encoder)
     if dense is not None:
         check_layers(network, dense.layers)
+    _check_maps(out.with_suffix(".dense"), network.fingerprint())
     quarantine = Quarantine(out.with_suffix(".quarantine.jsonl"))
     options: dict[str, Any] = {
         "batch_size": batch_size,
@@ -101,6 +102,41 @@ def embed_to_parquet(
     width = embeddings.features.shape[1]
     count = len(embeddings.rows)
     return f"{count} tiles x {width} features → {out}{maps}; {seconds:,.0f} s; {quarantine.summary(met=True)}"
+
+
+def _check_replaceable(out: Path) -> None:
+    """Make sure that nothing but embeddings is replaced: a manifest or a store is a Parquet file too.
+
+    Raises:
+        EosinError: If there is another file of this name.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not out.exists():
+        return
+    try:
+        ours = b"fingerprint" in (pq.read_schema(out).metadata or {})
+    except (OSError, pa.ArrowException):
+        ours = False
+    if not ours:
+        raise EosinError(f"{out}: is no file of embeddings, and would be replaced; choose another --out, or remove it")
+
+
+def _check_maps(folder: Path, fingerprint: str) -> None:
+    """Make sure that feature maps beside the output are of the same encoder.
+
+    Raises:
+        EosinError: If they are of another.
+    """
+    try:
+        other = open_dense(folder).about
+    except EosinError:  # none, or not whole: `embed_dense` sees to it
+        return
+    if other["fingerprint"] != fingerprint:
+        raise EosinError(
+            f"{folder}: holds maps of another encoder ({other['encoder']}); remove it, or choose another --out"
+        )
 
 
 def _write(network: Encoder, encoder: str, data: str, tiles: Tiles, embeddings: Embeddings, out: Path) -> None:

@@ -136,7 +136,7 @@ def _wrong(line: list[str], rows: dict[str, tuple[str, str]]) -> str:
         return f"label '{label}' is not in the class list ({', '.join(MHIST.classes)}); correct it"
     if part not in MHIST.counts:
         return f"partition '{part}' is neither train nor test; correct it"
-    if not votes.isdecimal() or int(votes) > _VOTERS:
+    if votes not in map(str, range(_VOTERS + 1)):
         return f"'{votes}' is no number of votes from 0 to {_VOTERS}; correct it"
     if (int(votes) >= _MAJORITY) != (label == "SSA"):
         return f"{votes} of {_VOTERS} votes for SSA do not make the label {label}; correct one of them"
