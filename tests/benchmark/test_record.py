@@ -19,6 +19,9 @@ WHOLE = {**ABOUT, "n_test": 3, "metrics": {"accuracy": {"value": 0.5, "low": Non
         ("seed", "x"),
         ("fraction", "y"),
         ("fraction", None),
+        ("encoder", ["a"]),
+        ("n_test", "many"),
+        ("protocol_version", "second"),
         ("metrics", {"accuracy": {"value": "high", "low": 0, "high": 1}}),
     ],
 )

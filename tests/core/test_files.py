@@ -113,6 +113,15 @@ def test_json_lines_survive_a_line_cut_short(tmp_path):
     assert read_json_lines(tmp_path / "absent") == []
 
 
+def test_a_file_written_at_once_has_no_line_cut_short(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2')
+    with pytest.raises(EosinError, match="line 2 is damaged; run it again"):
+        read_json_lines(path, whole=True, fix="run it again")
+    path.write_text('{"step": 1}\n{"step": 2}')
+    assert len(read_json_lines(path, whole=True)) == 2
+
+
 def test_lock_is_exclusive_and_dies_with_its_process(tmp_path):
     code = (
         "import sys,time,pathlib; from eosin.core.files import DirectoryLock\n"

@@ -13,6 +13,7 @@ import pytest
 
 from eosin.core.errors import EosinError
 from eosin.report import write_report
+from eosin.report.board import board_rows
 from eosin.report.figures import chance, condition
 from eosin.report.load import load_results
 from eosin.report.sprites import Sprite
@@ -182,6 +183,18 @@ def test_names_that_are_html_or_script_stay_text(builder):
     assert HOSTILE in reader.words
 
 
+def test_a_gap_has_the_reason_of_its_own_share_of_the_labels(builder):
+    for fraction in (1.0, 0.1):
+        builder.cell("color", "oral", "knn", skill=0.7, fraction=fraction)
+    builder.cell("random", "oral", "logistic", skill=0.5)
+    out = builder.write()
+    failure = {"encoder": "random", "task": "oral", "protocol": "knn", "fraction": 0.1, "seed": 0, "reason": "too few"}
+    (out / "failures.jsonl").write_text(json.dumps(failure) + "\n")
+    rows = board_rows(load_results(out), ["color", "random"], ["accuracy"])
+    gaps = {row["fraction"]: row["gap"] for row in rows if row["protocol"] == "knn" and row["encoder"] == "random"}
+    assert gaps == {1.0: "not run", 0.1: "failed: too few"}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -189,7 +202,8 @@ def test_names_that_are_html_or_script_stay_text(builder):
         ("", "holds no results"),
         ('{"encoder": "a"\n{}\n', "line 1 is damaged"),
         ('{"encoder": "a"}\n', "field 'task' is missing"),
-        ("[1]\n", "line 1 is damaged"),
+        ("[1]\n", "line 1 is damaged; run the same `eosin benchmark` again"),
+        ('{"encoder": "a', "line 1 is damaged; run the same `eosin benchmark` again"),
         ('{"encoder":"a","task":"t","protocol":"p","seed":0,"n_test":1,"metrics":{"accuracy":0.5}}\n', "'metrics'"),
     ],
 )
@@ -238,6 +252,43 @@ def test_damaged_and_missing_files_are_listed_not_fatal(builder):
     assert estimate["low"] is None
     assert estimate["value"] == pytest.approx(np.mean([r["metrics"]["accuracy"]["value"] for r in records]))
     assert "4 files could not be read" in " ".join(read(write_report(out)).words)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        ("comparisons.jsonl", '{"cells": []}\n', "comparisons.jsonl: 1 line lacks a field"),
+        ("comparisons.jsonl", '{"cells": 5}\n{}\n', "comparisons.jsonl: 2 lines lack a field"),
+        ("comparisons.jsonl", '{"cells": [', "comparisons.jsonl: line 1 is damaged; run the same `eosin benchmark`"),
+        (
+            "ranks.jsonl",
+            '{"protocol": "knn", "fraction": "a", "metric": "pq", "tasks": [], "encoders": []}\n',
+            "ranks.jsonl: 1 line lacks a field",
+        ),
+        (
+            "ranks.jsonl",
+            '{"protocol": "knn", "fraction": 1, "metric": "pq", "tasks": [], "encoders": [], "friedman": 3}\n',
+            "ranks.jsonl: 1 line lacks a field",
+        ),
+    ],
+)
+def test_damaged_lines_of_what_was_joined_are_left_out_and_named(builder, name, line, said):
+    for encoder in ("a", "b"):
+        builder.cell(encoder, "t", "knn", skill=0.8, images=30)
+    out = builder.write()
+    (out / name).write_text(line)
+    write_report(out)
+    (sentence,) = load_results(out).missing
+    assert said in sentence
+
+
+def test_a_leaderboard_of_wrong_types_is_made_again(builder):
+    builder.cell("a", "t", "knn", skill=0.8, images=30)
+    out = builder.write()
+    whole = load_results(out).standings
+    for change in ({"cells": 5}, {"metrics": {"accuracy": 1}}):
+        (out / "leaderboard.jsonl").write_text(json.dumps({**whole[0], **change}) + "\n")
+        assert load_results(out).standings == whole
 
 
 def test_comparisons_of_replaced_cells_are_left_out(builder):

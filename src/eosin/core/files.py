@@ -223,11 +223,16 @@ def _cut_to_whole_lines(file: IO[bytes]) -> None:
     file.truncate(0)
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the whole lines of a JSON-lines file; a last line cut short by a crash is left out.
+def read_json_lines(path: Path, *, whole: bool = False, fix: str = "remove that line") -> list[dict[str, Any]]:
+    """Read the whole lines of a JSON-lines file; a last line that a crash cut short while appending is left out.
+
+    Args:
+        path: The file; an absent one holds no lines.
+        whole: The file was written at once, so a last line that is cut short is damage too.
+        fix: What the error tells to do.
 
     Raises:
-        EosinError: If a line before the last is damaged.
+        EosinError: If a line before the last is damaged, or with `whole` any.
     """
     if not path.exists():
         return []
@@ -242,9 +247,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
                 raise ValueError
             records.append(record)
         except ValueError:
-            if number == len(lines):
+            if number == len(lines) and not whole:
                 break
-            raise EosinError(f"{path}: line {number} is damaged; remove that line") from None
+            raise EosinError(f"{path}: line {number} is damaged; {fix}") from None
     return records
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from eosin.benchmark.pooling import leaderboard
 from eosin.benchmark.record import (
     Comparison,
     Failure,
+    Ranking,
     Record,
     Standing,
     identity,
@@ -27,6 +28,7 @@ from eosin.benchmark.record import (
     newest,
     read_comparisons,
     read_failures,
+    read_ranks,
     read_results,
 )
 from eosin.core.errors import EosinError
@@ -37,8 +39,7 @@ from eosin.report.roc import Roc, roc_of
 
 __all__ = ["Cell", "Confusion", "EmbeddingMap", "Gallery", "Results", "Run", "load_results"]
 
-RANKS = "ranks.jsonl"
-
+T = TypeVar("T")
 Cell = tuple[str, str, str, float]
 """Encoder, task, protocol, fraction."""
 
@@ -149,7 +150,7 @@ class Results:
     missing: list[str]
     rocs: dict[Cell, Roc] = field(default_factory=dict)
     galleries: list[Gallery] = field(default_factory=list)
-    ranks: list[dict[str, Any]] = field(default_factory=list)
+    ranks: list[Ranking] = field(default_factory=list)
     nuclei: Nuclei = field(default_factory=Nuclei)
     older: int = 0
 
@@ -175,7 +176,7 @@ def load_results(out: Path) -> Results:
         records=records,
         standings=leaderboard(out, records),
         # A comparison of cells that have since been computed anew says nothing about the ones on the page.
-        comparisons=[c for c in read_comparisons(out) if set(c.get("cells", [])) <= keys],
+        comparisons=[c for c in _optional(read_comparisons, out, missing) if set(c["cells"]) <= keys],
         failures=[f for f in read_failures(out) if identity(f) not in present],
         confusions=confusions,
         maps=_maps(out, records, missing),
@@ -183,7 +184,7 @@ def load_results(out: Path) -> Results:
         missing=missing,
         rocs=rocs,
         galleries=_galleries(out, of_tiles, missing),
-        ranks=_ranks(out, missing),
+        ranks=_optional(read_ranks, out, missing),
         nuclei=load_nuclei(out, records, missing),
         older=len(everything) - len(records),
     )
@@ -312,20 +313,13 @@ def _galleries(out: Path, records: list[Record], missing: list[str]) -> list[Gal
     return found
 
 
-_RANK_FIELDS = {"protocol", "fraction", "metric", "tasks", "encoders"}
-
-
-def _ranks(out: Path, missing: list[str]) -> list[dict[str, Any]]:
-    path = out / RANKS
+def _optional(read: Callable[[Path, list[str]], list[T]], out: Path, missing: list[str]) -> list[T]:
+    """Read a file that the page can do without."""
     try:
-        lines = read_json_lines(path)
-    except (EosinError, OSError, UnicodeDecodeError) as error:
+        return read(out, missing)
+    except EosinError as error:
         missing.append(str(error))
         return []
-    whole = [line for line in lines if line.keys() >= _RANK_FIELDS]
-    if len(whole) < len(lines):
-        missing.append(f"{path}: {len(lines) - len(whole)} lines lack a field; left out")
-    return whole
 
 
 def _runs(records: list[Record], missing: list[str]) -> list[Run]:
