@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 
 from eosin.benchmark import read_results, run_benchmark
+from eosin.benchmark.maps import read_predictions
 from eosin.core.errors import EosinError
 
 COLOR = {"encoders": ("color=color:stats",), "protocols": ("knn",)}
@@ -77,3 +79,57 @@ def test_what_a_stopped_call_or_the_demo_leaves_is_no_obstacle(configure, name):
     (config.out / name).write_text("")
     run_benchmark(config)
     assert json.loads((config.out / "results.jsonl").read_text()) == read_results(config.out)[0]
+
+
+def test_a_cell_without_what_readers_need_is_computed_anew(configure, capsys):
+    config = configure(encoders=("color=color:stats",))
+    records = run_benchmark(config)
+    expected = [record["metrics"] for record in records]
+    for record, change in zip(records, ({"metrics": None}, {"task_hash": 5}), strict=True):
+        (config.out / "cells" / f"{record['key']}.json").write_text(json.dumps(record | change))
+    assert [record["metrics"] for record in run_benchmark(config)] == expected
+    assert capsys.readouterr().err.replace("\n", "").count("computing this cell again") == 2
+
+
+def test_damaged_predictions_maps_and_galleries_heal(configure, capsys):
+    config = configure(encoders=("color=color:stats",))
+    records = run_benchmark(config)
+    first = records[0]
+    whole = {name: (config.out / name).read_bytes() for name in (first["map"], first["gallery"])}
+    predicted = pq.read_table(config.out / first["predictions"])
+    cut = (config.out / first["predictions"]).read_bytes()[:-30]
+    (config.out / first["predictions"]).write_bytes(cut)
+    pq.write_table(predicted.drop_columns(["p_c"]), config.out / records[1]["predictions"])
+    (config.out / first["map"]).unlink()
+    run_benchmark(config)
+    assert pq.read_table(config.out / first["predictions"]).equals(predicted)
+    assert "p_c" in pq.read_schema(config.out / records[1]["predictions"]).names
+    assert capsys.readouterr().err.replace("\n", "").count("computing this cell again") == 2
+    (config.out / first["map"]).write_bytes(whole[first["map"]][:-30])
+    (config.out / first["gallery"]).unlink()
+    assert run_benchmark(config)[0]["gallery"] == first["gallery"]
+    assert {name: (config.out / name).read_bytes() for name in whole} == whole
+
+
+def test_predictions_that_are_damaged_inside_are_named(configure, capsys):
+    config = configure(**COLOR)
+    record = run_benchmark(config)[0]
+    path = config.out / record["predictions"]
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 200 + content[204:])
+    (config.out / record["map"]).unlink()
+    run_benchmark(config)
+    told = capsys.readouterr().err.replace("\n", "")
+    assert "no map or gallery of color on tiles" in told
+    assert "remove it and run the same command again" in " ".join(told.split())
+    with pytest.raises(EosinError, match=r"parquet: unreadable \("):
+        read_predictions(path)
+
+
+def test_damaged_failures_are_written_again(configure, capsys):
+    config = configure(**COLOR)
+    run_benchmark(config)
+    (config.out / "failures.jsonl").write_text('{"encoder": "a"')
+    run_benchmark(config)
+    assert not (config.out / "failures.jsonl").exists()
+    assert "line 1 is damaged" in " ".join(capsys.readouterr().err.split())

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from eosin.benchmark.cells import CELLS
 from eosin.benchmark.galleries import GALLERIES
 from eosin.benchmark.maps import MAPS
-from eosin.benchmark.record import COMPARISONS, FAILURES, LEADERBOARD, RANKS, RESULTS
+from eosin.benchmark.record import (
+    COMPARISONS,
+    FAILURES,
+    LEADERBOARD,
+    RANKS,
+    RESULTS,
+    Record,
+    check_record,
+    is_nuclei,
+)
 from eosin.core.errors import EosinError
 from eosin.core.files import storage_errors
+from eosin.evaluate.cells import load_cells
 
-__all__ = ["FOLDERS", "check_directory"]
+__all__ = ["FOLDERS", "check_directory", "is_drawn", "load_done"]
 
 FOLDERS = (CELLS, "predictions", MAPS, GALLERIES)
 """Folders that every benchmark writes to."""
@@ -54,3 +68,50 @@ def _is_replaceable(line: bytes, cells: set[str]) -> bool:
     except ValueError:
         return bool(cells)
     return isinstance(record, dict) and str(record.get("key")) in cells
+
+
+def load_done(out: Path) -> dict[str, Record]:
+    """Read the cells that are done by their keys; a damaged one, or one without whole predictions, is not done.
+
+    Args:
+        out: The directory, locked.
+    """
+
+    def check(record: dict[str, Any]) -> None:
+        try:
+            check_record(record, "")
+        except EosinError as error:
+            raise ValueError from error
+        if not all(isinstance(record[name], str) for name in _TEXTS) or not isinstance(record["classes"], list):
+            raise ValueError
+        needed = {"name", "group"}
+        if not is_nuclei(record):
+            needed |= {"truth", "predicted", *(f"p_{name}" for name in record["classes"])}
+        if not needed <= _columns(out / record["predictions"]):
+            raise ValueError
+
+    return load_cells(out, CELLS, check)
+
+
+_TEXTS = ("key", "fingerprint", "task_hash", "grouping", "predictions", "created")
+
+
+def is_drawn(path: Path) -> bool:
+    """Tell whether a map or gallery is there and not cut short."""
+    try:
+        return bool(_columns(path))
+    except (OSError, ValueError):
+        return False
+
+
+def _columns(path: Path) -> set[str]:
+    """Return the columns of a Parquet file from its end, which a file that was cut short lacks.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is damaged.
+    """
+    try:
+        return {*pq.read_schema(path).names}
+    except pa.ArrowException as error:
+        raise ValueError from error

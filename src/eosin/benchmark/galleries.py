@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eosin.benchmark.maps import rows_of, thumbnail
+from eosin.benchmark.maps import read_predictions, rows_of, thumbnail
 from eosin.core.draws import permuted, stream_seed
 from eosin.core.files import atomic_file, short_hash
 from eosin.evaluate import ProbeData
@@ -81,10 +81,13 @@ def write_gallery(
         queries: Test tiles to look up at most.
         neighbors: Training tiles shown of each.
         errors: Errors shown at most.
+
+    Raises:
+        EosinError: If the predictions cannot be read, or the file cannot be written.
     """
     asked = _queries(data, queries)
     near, cosine = nearest_neighbors(data.features, asked, data.train, neighbors)
-    table = pq.read_table(predictions)
+    table = read_predictions(predictions)
     wrong = worst_errors(table, errors)
     said = {
         name: (predicted, p, of_truth)

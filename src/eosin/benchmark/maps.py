@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from eosin.data import UnreadableImage, load_square
 from eosin.evaluate import ProbeData
 from eosin.tasks import Task
 
-__all__ = ["MAPS", "map_path", "rows_of", "thumbnail", "write_map"]
+__all__ = ["MAPS", "map_path", "read_predictions", "rows_of", "thumbnail", "write_map"]
 
 MAPS = "maps"
 
@@ -51,13 +52,16 @@ def write_map(path: Path, task: Task, data: ProbeData, *, seed: int, predictions
         seed: The benchmark's seed, for the record.
         predictions: Per-image predictions of the same test tiles.
         predicted_by: The protocol they are of.
+
+    Raises:
+        EosinError: If the predictions cannot be read, or the file cannot be written.
     """
     chosen = np.sort(permuted(np.arange(min(_TILES, len(data.test))), len(data.test), stream_seed(0, "map")))
     rows = data.test[chosen]
     points, method = lay_out(data.features[rows])
     components = principal_components(data.features[rows], 2)
     flattened = umap_layout(data.features[rows])
-    table = pq.read_table(predictions, columns=["name", "predicted"])
+    table = read_predictions(predictions, ["name", "predicted"])
     predicted = dict(zip(table["name"].to_pylist(), table["predicted"].to_pylist(), strict=True))
     names = data.names[rows].tolist()
     place = rows_of(task)
@@ -87,6 +91,23 @@ def write_map(path: Path, task: Task, data: ProbeData, *, seed: int, predictions
     }
     with atomic_file(path) as file:
         pq.write_table(pa.table(columns).replace_schema_metadata({"eosin": json.dumps(details)}), file)
+
+
+def read_predictions(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a cell's per-image predictions.
+
+    Args:
+        path: The Parquet file.
+        columns: Those wanted; None for all.
+
+    Raises:
+        EosinError: If it is damaged or lacks a column.
+    """
+    try:
+        return pq.read_table(path, columns=columns)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise EosinError(f"{path}: unreadable ({reason}); remove it and run the same command again") from None
 
 
 def stain_of(pixels: npt.NDArray[np.uint8]) -> tuple[float, float | None]:

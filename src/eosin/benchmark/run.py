@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from eosin.benchmark.cells import CELLS, OpenTask, Subject, newest, open_subject
 from eosin.benchmark.config import BenchmarkConfig
-from eosin.benchmark.directory import FOLDERS, check_directory
+from eosin.benchmark.directory import FOLDERS, check_directory, is_drawn, load_done
 from eosin.benchmark.galleries import GALLERIES, gallery_path, write_gallery
 from eosin.benchmark.joining import write_joined
 from eosin.benchmark.maps import MAPS, map_path, write_map
@@ -35,7 +36,6 @@ from eosin.core.files import DirectoryLock, writable_directory, write_json_lines
 from eosin.encoders import load_encoder
 from eosin.encoders.named import NamedEncoder, named_encoders
 from eosin.evaluate import Asked, ProbeData
-from eosin.evaluate.cells import load_cells
 from eosin.tasks import is_synthetic, open_task, task_content
 from eosin.training.run import environment, utc_now
 from eosin.training.signals import Interrupted
@@ -108,7 +108,7 @@ class _Run:
         libraries = {"python": described["python"], **described["libraries"]}
         self.about = {"command": command, "libraries": libraries, "precision": config.precision}
         # A job of an array neither needs the cells nor may clear what others are writing.
-        self.done: dict[str, Record] = {} if config.shard else load_cells(self.out, CELLS, identity)
+        self.done: dict[str, Record] = {} if config.shard else load_done(self.out)
         self.records: dict[Identity, Record] = {identity(record): record for record in newest(list(self.done.values()))}
         self.planned: list[Identity] = []
         self.failures: list[Failure] = []
@@ -294,31 +294,42 @@ class _Run:
         told = f"{record['encoder']} | {record['task']} | {record['protocol']}{labels} | seed {record['seed']}: {shown}"
         console.print(told, markup=False)
 
-    def _undrawn(self, work: Work) -> bool:
-        opened = work.opened.get(self.config.seeds[0])
-        return opened is not None and not (self.out / _map_path(work.subject, opened)).is_file()
-
-    def _draw(self, work: Work, data: dict[int, ProbeData]) -> None:
-        """Make the map and the gallery of the first seed, by the first protocol that has a result."""
+    def _pictured(self, work: Work) -> tuple[OpenTask, Record, Path, Path] | None:
+        """Return the task under the first seed, the record of the first protocol that has a result, map and gallery."""
         seed, subject = self.config.seeds[0], work.subject
         opened = work.opened.get(seed)
-        if opened is None or seed not in data:
-            return
+        if opened is None:
+            return None
         for protocol, fraction in sorted(
             conditions(self.asked, self.config.fractions), key=lambda entry: (-entry[1], ":" in entry[0])
         ):
             record = self.records.get((subject.name, opened.task.name, protocol, fraction, seed))
             if record is not None and record["task_hash"] == opened.content:
-                predictions = self.out / record["predictions"]
-                drawn = self.out / _map_path(subject, opened)
-                if not drawn.is_file():
-                    write_map(drawn, opened.task, data[seed], seed=seed, predictions=predictions, predicted_by=protocol)
-                shown = self.out / gallery_path(subject.name, subject.fingerprint, opened.content, protocol)
-                if not shown.is_file():
-                    write_gallery(
-                        shown, opened.task, data[seed], predictions=predictions, predicted_by=protocol, seed=seed
-                    )
-                return
+                about = (subject.name, subject.fingerprint, opened.content)
+                return opened, record, self.out / map_path(*about), self.out / gallery_path(*about, protocol)
+        return None
+
+    def _undrawn(self, work: Work) -> bool:
+        pictured = self._pictured(work)
+        return pictured is not None and not all(map(is_drawn, pictured[2:]))
+
+    def _draw(self, work: Work, data: dict[int, ProbeData]) -> None:
+        """Make the map and the gallery of the first seed, by the first protocol that has a result."""
+        pictured = self._pictured(work)
+        seed = self.config.seeds[0]
+        if pictured is None or seed not in data:
+            return
+        opened, record, drawn, shown = pictured
+        predictions, protocol = self.out / record["predictions"], record["protocol"]
+        try:
+            if not is_drawn(drawn):
+                write_map(drawn, opened.task, data[seed], seed=seed, predictions=predictions, predicted_by=protocol)
+            if not is_drawn(shown):
+                write_gallery(shown, opened.task, data[seed], predictions=predictions, predicted_by=protocol, seed=seed)
+        except StorageError:
+            raise
+        except EosinError as error:
+            warn(f"no map or gallery of {work.subject.name} on {opened.name}: {error}")
 
     def _keep(self, record: Record) -> None:
         self.records[identity(record)] = record
@@ -384,7 +395,7 @@ class _Run:
     def finish(self) -> list[Record]:
         """Write the files that join the cells; return the records asked for."""
         failed = {identity(failure) for failure in self.failures}
-        older = [f for f in read_failures(self.out) if identity(f) not in failed | self.records.keys()]
+        older = [f for f in self._earlier_failures() if identity(f) not in failed | self.records.keys()]
         write_json_lines(self.out / FAILURES, [*older, *self.failures])
         if not self.records:
             return []
@@ -393,6 +404,13 @@ class _Run:
         write_joined(self.out, records)
         planned = set(self.planned)
         return [record for record in records if identity(record) in planned]
+
+    def _earlier_failures(self) -> list[Failure]:
+        try:
+            return read_failures(self.out)
+        except EosinError as error:
+            warn(f"{str(error).partition(';')[0]}; it is written again, with the failures of this call alone")
+            return []
 
     def complain(self, records: Sequence[Record]) -> None:
         """Raise if cells failed, with the results there are printed first."""
@@ -411,10 +429,6 @@ class _Run:
             f"{len(self.failures)} of {total} results are missing, listed in {self.out / FAILURES} (first: {reason}); "
             "the same command computes only these"
         )
-
-
-def _map_path(subject: Subject, opened: OpenTask) -> str:
-    return map_path(subject.name, subject.fingerprint, opened.content)
 
 
 def _place(name: str, order: Sequence[str]) -> tuple[int, str]:
