@@ -233,6 +233,53 @@ def test_other_settings_data_and_weights_are_other_cells(configure, stand_in, fo
     assert stand_in.trained == []
 
 
+def test_a_label_of_the_test_side_costs_no_training(configure, stand_in, tmp_path):
+    """A bad one is told before the first step; one that is mended leaves the run where it is."""
+    root = write_set(tmp_path / "disks")
+    label = root / "test" / "labels" / "3.png"
+    whole = label.read_bytes()
+    config = configure(encoders=("good=random:test_resnet",), tasks=(f"nuclei:folder:{root}",))
+    Image.new("L", (SIDE - 1, SIDE)).save(label)
+    with pytest.raises(EosinError):
+        run_benchmark(config)
+    assert stand_in.trained == []
+    assert "test/labels/3.png: the label map is 27x28 px" in read_failures(config.out)[0]["reason"]
+    places, keys = [], []
+    for change in (whole, (root / "test" / "labels" / "2.png").read_bytes()):
+        label.write_bytes(change)
+        keys.append(run_benchmark(config)[0]["key"])
+        places.append(stand_in.trained[-1][1])
+    assert len(set(keys)) == 2
+    assert len(set(places)) == 1
+    # What is learned from is another training.
+    (root / "train" / "labels" / "0.png").write_bytes(label.read_bytes())
+    run_benchmark(config)
+    assert stand_in.trained[-1][1] != places[0]
+
+
+def test_a_run_of_before_is_taken_over(configure, stand_in, monkeypatch):
+    """Its folder was named by the whole set."""
+    config = configure(encoders=("good=random:test_resnet",))
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring.NucleiWork, "_folder", lambda work, cell: work._place(work.keys()[cell]))
+        patch.setattr(scoring, "save_cell", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_benchmark(config)
+    (old,) = (config.out / "work").iterdir()
+    (old / "checkpoint").touch()
+    there = []
+    train = stand_in.train
+
+    def noted(training, out, command=""):
+        there.append((out / "checkpoint").exists())
+        train(training, out, command)
+
+    monkeypatch.setattr(scoring, "train_nuclei", noted)
+    run_benchmark(config)
+    assert there == [True]
+    assert not list((config.out / "work").iterdir())
+
+
 def test_an_encoder_that_fails_leaves_a_gap_and_the_rest_goes_on(configure, stand_in, index):
     stand_in.refuse = "vit"
     config = configure(

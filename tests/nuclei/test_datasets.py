@@ -20,6 +20,7 @@ from scipy.io import loadmat, savemat
 from eosin.cli import main
 from eosin.core.errors import EosinError
 from eosin.nuclei.datasets import NUCLEI_SETS, NucleiImage, fraction, open_nuclei
+from eosin.nuclei.datasets.checking import look_over
 from eosin.nuclei.datasets.monuseg import fill_polygons
 from eosin.nuclei.datasets.sample import SPLITS, hold_out
 
@@ -383,6 +384,56 @@ def test_label_maps_that_are_none(roots, tmp_path, suffix, write, message):
     with pytest.raises(EosinError, match=rf"labels/04\{suffix}: .*{message}") as caught:
         image.read()
     assert "\n" not in str(caught.value)
+    # On whatever side it is, it is found before a training.
+    with pytest.raises(EosinError) as looked:
+        look_over(open_nuclei(f"folder:{root}"))
+    assert str(looked.value) == str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in SETS if name != "pannuke"])
+def test_labels_are_looked_at_without_the_pixels(roots, tmp_path, name):
+    """The damaged file is the last of the test side: of a public set its labels, of which there is one file an image."""
+    root = tmp_path / name
+    shutil.copytree(roots[name], root)
+    spec = f"{name}:{root}{SETS[name]}"
+    look_over(open_nuclei(spec))
+    image = open_nuclei(spec).of("test")[-1]
+    label = next(
+        path
+        for path in root.rglob(f"{Path(image.name).name}.*")
+        if path.parent.name not in ("images", "Images")
+        and path.suffix in (".png", ".mat", ".npz", ".xml")
+        and "Lizard_Images" not in path.parent.name
+    )
+    label.write_bytes(label.read_bytes()[: label.stat().st_size // 2])
+    damaged = open_nuclei(spec)
+    for each in damaged.images:
+        assert not (each.split != "test" and each.look() is not True)
+    with pytest.raises(EosinError, match=label.name):
+        look_over(damaged)
+
+
+def test_a_training_side_without_a_nucleus_is_refused(roots, tmp_path):
+    root = tmp_path / "bare"
+    shutil.copytree(roots["folder"], root)
+    for image in opened(roots, "folder").of("train"):
+        Image.fromarray(np.zeros((32, 32), np.uint16)).save(root / "labels" / f"{image.name}.png")
+    with pytest.raises(EosinError, match="bare: none of its 6 training images has a nucleus"):
+        look_over(open_nuclei(f"folder:{root}"))
+
+
+def test_what_is_learned_from_is_told_apart_from_what_is_tested(roots, tmp_path):
+    root = tmp_path / "mended"
+    shutil.copytree(roots["folder"], root)
+    before = open_nuclei(f"folder:{root}")
+    for side, same in (("test", True), ("val", False), ("train", False)):
+        label = root / "labels" / f"{before.of(side)[0].name}.png"
+        kept = label.read_bytes()
+        Image.fromarray(replicas.labels(99).astype(np.uint16)).save(label)
+        after = open_nuclei(f"folder:{root}")
+        assert after.fingerprint != before.fingerprint
+        assert (after.learned_from == before.learned_from) == same
+        label.write_bytes(kept)
 
 
 def test_files_cut_short(roots, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from pathlib import Path
 
@@ -314,6 +315,17 @@ class TestWhatItRefuses:
         sets["disks:"] = some_set(name="others")
         with pytest.raises(EosinError, match="not those that it began with"):
             train_nuclei(tiny(), tmp_path / "run")
+
+    @pytest.mark.usefixtures("cheap_steps")
+    def test_a_test_side_that_was_mended_when_it_resumes(self, monkeypatch, sets, tmp_path):
+        whole = some_set()
+        sets["disks:"] = dataclasses.replace(whole, learning="learned")
+        with monkeypatch.context() as patch:
+            patch.setattr(train.BestModel, "finish", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                train_nuclei(tiny(), tmp_path / "run")
+        sets["disks:"] = dataclasses.replace(whole, learning="learned", fingerprint="mended")
+        assert train_nuclei(tiny(), tmp_path / "run").exists()
 
     def test_a_loss_that_is_not_finite(self, tmp_path):
         with pytest.raises(EosinError, match=r"not finite.*--decoder\.lr"):

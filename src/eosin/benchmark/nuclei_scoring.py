@@ -80,9 +80,9 @@ class NucleiWork:
             for seed in self.seeds
         }
 
-    def _key(self, asked: NucleiAsked, share: float, seed: int) -> str:
+    def _key(self, asked: NucleiAsked, share: float, seed: int, content: str | None = None) -> str:
         about_encoder = (self.subject.name, self.subject.fingerprint)
-        about_task = (self.opened.name, self.opened.content, self.opened.version)
+        about_task = (self.opened.name, content or self.opened.content, self.opened.version)
         how = (asked.shown, VERSION, asked.settings(), share, seed, self.config.precision)
         return short_hash("nuclei", _VERSION, *about_encoder, *about_task, *how)
 
@@ -112,6 +112,7 @@ class NucleiWork:
             EosinError: If it cannot be trained.
             Interrupted: After Ctrl-C or SIGTERM, with a checkpoint saved.
         """
+        self._adopt(cell)
         train_nuclei(self._training(cell), self._folder(cell), self.about["command"])
 
     def let_go(self, cell: Cell, wanted: Set[Cell]) -> None:
@@ -121,6 +122,7 @@ class NucleiWork:
             cell: Which.
             wanted: Cells that are to be computed.
         """
+        self._adopt(cell)
         if not self._folder(cell).exists():
             return
         own = self._training(cell)
@@ -136,9 +138,21 @@ class NucleiWork:
         shutil.rmtree(self._folder(cell), ignore_errors=True)
 
     def _folder(self, cell: Cell) -> Path:
+        # By what is learned from: a label that is mended on the test side costs no training.
+        shown, share, seed = cell
+        asked = next(entry for entry in self.asked if entry.shown == shown)
+        return self._place(self._key(asked, share, seed, self.opened.set.learned_from))
+
+    def _place(self, key: str) -> Path:
         # A run does not go on under other paths, even where the files are the same.
-        run = short_hash(self.keys()[cell], self.opened.source, self.subject.spec)
+        run = short_hash(key, self.opened.source, self.subject.spec)
         return self.config.out / "work" / f"nuclei-{run}"
+
+    def _adopt(self, cell: Cell) -> None:
+        """Take over a run that was begun when folders were named by the whole set, test side included."""
+        before, now = self._place(self.keys()[cell]), self._folder(cell)
+        if before.exists() and not now.exists():
+            before.rename(now)
 
     @property
     def _device(self) -> str | None:

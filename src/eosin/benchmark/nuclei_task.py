@@ -9,6 +9,7 @@ import numpy as np
 from eosin.core.errors import EosinError
 from eosin.core.files import short_hash
 from eosin.nuclei.datasets import NUCLEI_SETS, NucleiSet, open_nuclei
+from eosin.nuclei.datasets.checking import look_over
 from eosin.tasks.spec import split_spec
 
 __all__ = ["OpenNuclei", "is_nuclei_spec", "open_nuclei_task"]
@@ -68,7 +69,7 @@ def open_nuclei_task(spec: str) -> OpenNuclei:
     A command line parts tasks at commas, so the names of types in `classes` may be joined by `+` too.
 
     Raises:
-        EosinError: As `open_nuclei`; or if no image is on the test side.
+        EosinError: As `open_nuclei`; if no image is on the test side, or labels are at fault.
     """
     rest = spec.removeprefix(_SCHEME)
     if not rest:
@@ -82,6 +83,7 @@ def open_nuclei_task(spec: str) -> OpenNuclei:
     found = open_nuclei(source)
     if not found.of("test"):
         raise EosinError(f"{spec}: no image is on the side 'test'; there is nothing to score on")
+    look_over(found)
     scheme = source.partition(":")[0].partition("?")[0]
     about = NUCLEI_SETS[scheme if scheme in NUCLEI_SETS else "folder"].about
     return OpenNuclei(spec, source, found, name or found.name, about.version, scheme == "synthetic")

@@ -136,7 +136,9 @@ class _Trainer:
                 raise EosinError(f"{name}.batch_size {size}: cannot be divided by {processes()} processes")
         encoder = None if config.network.encoder == REFERENCE else load_encoder(config.network.encoder)
         identity = "" if encoder is None else encoder.fingerprint()
-        self.material = short_hash(data.set.fingerprint, identity)
+        self.material = short_hash(data.set.learned_from, identity)
+        # Checkpoints from before a test side could be mended held the whole set's.
+        self.materials = (self.material, short_hash(data.set.fingerprint, identity))
         network = build_network(config.network, encoder, len(data.classes), seed=config.seed)
         self.card = ModelCard(
             network=config.network,
@@ -287,7 +289,7 @@ class _Trainer:
         turned = False
         if found is not None:
             self.step, state = found
-            if state["material"] != self.material:
+            if state["material"] not in self.materials:
                 raise EosinError(
                     f"{out}: the images of {self.data.set.source}, or the weights of {self.config.network.encoder}, "
                     "are not those that it began with; restore them to resume, or choose another --out"

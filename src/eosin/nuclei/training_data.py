@@ -20,6 +20,7 @@ from eosin.nuclei.augment import Augmentation
 from eosin.nuclei.config import NucleiConfig
 from eosin.nuclei.crops import Crops
 from eosin.nuclei.datasets import NucleiImage, NucleiSet, fraction, open_nuclei
+from eosin.nuclei.datasets.checking import look_over
 from eosin.nuclei.targets import targets
 
 __all__ = ["LearningBatch", "TrainingData"]
@@ -58,7 +59,8 @@ class TrainingData:
         color: Changes colors on the device; None where the threads do it.
 
     Raises:
-        EosinError: If no source is given, it cannot be opened or has no training images.
+        EosinError: If no source is given, it cannot be opened, has no training images, or labels are at fault, be it
+            on the test side.
     """
 
     def __init__(self, config: NucleiConfig, device: torch.device) -> None:
@@ -67,6 +69,7 @@ class TrainingData:
         self.set: NucleiSet = open_nuclei(config.data.source)
         if not self.set.of("train"):
             raise EosinError(f"{self.set.source}: there are no images of the side 'train'")
+        look_over(self.set)
         self.train: tuple[NucleiImage, ...] = fraction(self.set.of("train"), config.data.fraction, config.seed)
         self.val = self.set.of("val")[: config.validation.images]
         self.classes: tuple[str, ...] = self.set.classes if config.network.types else ()

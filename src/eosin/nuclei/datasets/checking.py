@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,10 +16,16 @@ from eosin.nuclei.datasets.registry import NUCLEI_SETS, About
 from eosin.nuclei.datasets.sample import SPLITS, NucleiImage, NucleiSet
 from eosin.tasks.checking import Checked
 
-__all__ = ["check_nuclei"]
+__all__ = ["check_nuclei", "look_over"]
 
 _SHOWN = 20
 """Images of one kind of fault that are named."""
+_THREADS = 8
+
+_seen: set[str] = set()
+"""Fingerprints of sets that this process has looked over: a benchmark opens a set for each of its trainings."""
+
+Seen = TypeVar("Seen")
 
 
 def check_nuclei(name: str, root: Path, *, deep: bool = True) -> list[Checked]:
@@ -45,16 +55,16 @@ def check_nuclei(name: str, root: Path, *, deep: bool = True) -> list[Checked]:
 def _read_all(found: NucleiSet, about: About) -> list[Checked]:
     wrong: list[str] = []
     empty: list[str] = []
-    nuclei = np.zeros(len(found.classes) + 1, dtype=np.int64)
+    width = len(found.classes) + 1
+    nuclei = np.zeros(width, dtype=np.int64)
     with progress_bar() as bars:
         bar = bars.add_task("images", total=len(found.images))
-        for image in found.images:
+        for image, seen in _each(found.images, lambda image: _look(image, about, width), threads=1):
             bars.advance(bar)
-            try:
-                said, counts = _look(image, about, len(nuclei))
-            except EosinError as error:
-                wrong.append(str(error))
+            if isinstance(seen, EosinError):
+                wrong.append(str(seen))
                 continue
+            said, counts = seen
             nuclei += counts
             wrong += [said] if said else []
             empty += [] if counts.any() else [image.name]
@@ -67,6 +77,48 @@ def _read_all(found: NucleiSet, about: About) -> list[Checked]:
     kinds = f" ({by_type})" if by_type else ""
     checked.append(Checked(None if wrong else True, "nuclei", f"{int(nuclei.sum()):,}{kinds}"))
     return checked
+
+
+def look_over(found: NucleiSet) -> None:
+    """Make sure that the labels of all sides can be used, before time goes into a training.
+
+    Those of the test side are else read at its end. Pixels are not read: a thousand images take some seconds.
+
+    Raises:
+        EosinError: Of the first image whose labels are at fault; or if no training image has a nucleus.
+    """
+    if found.fingerprint in _seen:
+        return
+    looks = list(_each(found.images, NucleiImage.look, threads=min(_THREADS, os.cpu_count() or 1)))
+    wrong = [seen for _, seen in looks if isinstance(seen, EosinError)]
+    if wrong:
+        more = f" ({len(wrong) - 1:,} more images have faults)" if len(wrong) > 1 else ""
+        raise EosinError(f"{wrong[0]}{more}")
+    learned = [seen for image, seen in looks if image.split == "train"]
+    if learned and all(seen is False for seen in learned):
+        raise EosinError(
+            f"{found.source}: none of its {len(learned):,} training images has a nucleus; label some, or correct the "
+            "label maps"
+        )
+    _seen.add(found.fingerprint)
+
+
+def _each(
+    images: Sequence[NucleiImage], look: Callable[[NucleiImage], Seen], *, threads: int
+) -> Iterator[tuple[NucleiImage, Seen | EosinError]]:
+    """Look at image after image; what is wrong with one is handed out in place of what was seen."""
+
+    def safe(image: NucleiImage) -> Seen | EosinError:
+        try:
+            return look(image)
+        except EosinError as error:
+            return error
+
+    if threads == 1:
+        yield from ((image, safe(image)) for image in images)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield from zip(images, pool.map(safe, images), strict=True)
 
 
 def _look(image: NucleiImage, about: About, width: int) -> tuple[str, np.ndarray]:

@@ -30,7 +30,7 @@ from eosin.nuclei.datasets.registry import (
     assemble,
     folder_of,
 )
-from eosin.nuclei.datasets.sample import NucleiSample, NucleiSet, make_sample
+from eosin.nuclei.datasets.sample import NucleiSample, NucleiSet, TypesOf, make_sample
 from eosin.nuclei.labels import Labels
 
 __all__ = ["CONSEP", "ConsepOptions"]
@@ -87,15 +87,17 @@ def _open(source: str, options: ConsepOptions, spec: str) -> NucleiSet:
         )
     paths = [(part, *pair) for part in ("train", "test") for pair in _pairs(root / part.capitalize())]
     digests = contents([path for _, image, label in paths for path in (image, label)])
+    shapes = [image_shape(image) for _, image, _ in paths]
     found = [
         Found(
             image.stem,
             part,
             partial(_load, image, label, options.classes, options.types),
-            image_shape(image),
+            shapes[row],
             digests[2 * row],
             digests[2 * row + 1],
             mpp=CONSEP.mpp,
+            labels=partial(_labels, label, options.classes, options.types, shapes[row]),
         )
         for row, (part, image, label) in enumerate(paths)
     ]
@@ -135,12 +137,15 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
 
 def _load(image: Path, label: Path, classes: str, rule: TypeRule) -> NucleiSample:
     pixels = picture(image)
-    shape = pixels.shape[1], pixels.shape[2]
+    return make_sample(pixels, *_labels(label, classes, rule, (pixels.shape[1], pixels.shape[2])))
+
+
+def _labels(label: Path, classes: str, rule: TypeRule, shape: tuple[int, int]) -> tuple[Labels, TypesOf | None]:
     keys = ("inst_map",) if classes == "none" else ("inst_map", "type_map", "inst_type")
     values = mat_values(label, keys)
     labels = as_labels(values["inst_map"], str(label), shape, whole_floats=True)
     if classes == "none":
-        return make_sample(pixels, labels)
+        return labels, None
 
     def types(instances: Labels, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         seven = types_from_map(values["type_map"], f"{label} (type_map)", CONSEP.classes, rule)(instances, ids)
@@ -153,7 +158,7 @@ def _load(image: Path, label: Path, classes: str, rule: TypeRule) -> NucleiSampl
             )
         return _TO_MERGED[seven] if classes == "4" else seven
 
-    return make_sample(pixels, labels, types)
+    return labels, types
 
 
 def _said(inst_type: npt.NDArray[np.generic], ids: npt.NDArray[np.int64], label: Path) -> npt.NDArray[np.int64]:

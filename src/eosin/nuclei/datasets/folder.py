@@ -25,7 +25,8 @@ from eosin.nuclei.datasets.reading import (
     types_from_map,
 )
 from eosin.nuclei.datasets.registry import NUCLEI_SETS, About, Found, NucleiScheme, Share, assemble, folder_of
-from eosin.nuclei.datasets.sample import SPLITS, NucleiSample, NucleiSet, Split, make_sample
+from eosin.nuclei.datasets.sample import SPLITS, NucleiSample, NucleiSet, Split, TypesOf, make_sample
+from eosin.nuclei.labels import Labels
 
 __all__ = ["FOLDER", "FolderOptions", "load_pair", "open_folder"]
 
@@ -112,15 +113,18 @@ def _pairs(folder: Path, part: str, options: FolderOptions, classes: Sequence[st
         _refuse_unpaired(images, types, folder / "types", "type map")
     paths = [path for name in images for path in (images[name], labels[name], types.get(name, labels[name]))]
     digests = contents(paths)
+    shapes = [image_shape(path) for path in images.values()]
+    told = (tuple(classes), options.types)
     return [
         Found(
             f"{part}/{name}" if part else name,
             part,
-            partial(load_pair, path, labels[name], types.get(name), tuple(classes), options.types),
-            image_shape(path),
+            partial(load_pair, path, labels[name], types.get(name), *told),
+            shapes[row],
             digests[3 * row],
             digests[3 * row + 1] + digests[3 * row + 2],
             mpp=options.mpp,
+            labels=partial(_labels, labels[name], types.get(name), *told, shapes[row]),
         )
         for row, (name, path) in enumerate(images.items())
     ]
@@ -172,13 +176,19 @@ def _by_table(table: Path, found: Sequence[Found]) -> list[Found]:
 def load_pair(image: Path, label: Path, types: Path | None, classes: Texts, rule: TypeRule) -> NucleiSample:
     """Read an image, its label map and, where types have names, the types beside it or in the same file."""
     pixels = picture(image)
-    labels = label_map(label, (pixels.shape[1], pixels.shape[2]))
+    return make_sample(pixels, *_labels(label, types, classes, rule, (pixels.shape[1], pixels.shape[2])))
+
+
+def _labels(
+    label: Path, types: Path | None, classes: Texts, rule: TypeRule, shape: tuple[int, int]
+) -> tuple[Labels, TypesOf | None]:
+    labels = label_map(label, shape)
     if not classes:
-        return make_sample(pixels, labels)
+        return labels, None
     if types is None and label.suffix.lower() not in (".npz", ".mat"):
         raise EosinError(f"{label}: classes are named, but there are no types; put type maps into types/, or name none")
     where = label if types is None else types
-    return make_sample(pixels, labels, types_from_map(type_map(where), str(where), classes, rule))
+    return labels, types_from_map(type_map(where), str(where), classes, rule)
 
 
 def _open(source: str, options: FolderOptions, spec: str) -> NucleiSet:

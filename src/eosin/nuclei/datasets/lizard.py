@@ -22,7 +22,7 @@ from eosin.nuclei.datasets.registry import (
     assemble,
     folder_of,
 )
-from eosin.nuclei.datasets.sample import NucleiSample, NucleiSet, Split, make_sample
+from eosin.nuclei.datasets.sample import NucleiSample, NucleiSet, Split, TypesOf, make_sample
 from eosin.nuclei.labels import Labels
 
 __all__ = ["LIZARD", "LizardOptions"]
@@ -73,16 +73,19 @@ def _open(source: str, options: LizardOptions, spec: str) -> NucleiSet:
             lacking = "image" if name not in images else "label"
             raise EosinError(f"{labels / 'info.csv'}: '{name}' has no {lacking} file; get the set again")
     digests = contents([path for name in rows for path in (images[name], maps[name])])
+    shapes = [image_shape(images[name]) for name in rows]
+    typed = options.classes == "6"
     found = [
         Found(
             name,
             f"fold{fold}",
-            partial(_load, images[name], maps[name], options.classes == "6"),
-            image_shape(images[name]),
+            partial(_load, images[name], maps[name], typed),
+            shapes[row],
             digests[2 * row],
             digests[2 * row + 1],
             mpp=LIZARD.mpp,
             tissue=origin,
+            labels=partial(_labels, maps[name], typed, shapes[row]),
         )
         for row, (name, (origin, fold)) in enumerate(rows.items())
     ]
@@ -96,7 +99,7 @@ def _open(source: str, options: LizardOptions, spec: str) -> NucleiSet:
         found,
         {f"fold{fold}": side for fold, side in zip(folds, names, strict=True)},
         options,
-        classes=LIZARD.classes if options.classes == "6" else (),
+        classes=LIZARD.classes if typed else (),
         split_source="published folds: train {}, val {}, test {}".format(*folds),
         notes=()
         if len(found) == LIZARD.images
@@ -138,7 +141,10 @@ def _rows(path: Path, lines: csv.DictReader[str]) -> Iterator[tuple[str, tuple[s
 
 def _load(image: Path, label: Path, typed: bool) -> NucleiSample:
     pixels = picture(image)
-    shape = pixels.shape[1], pixels.shape[2]
+    return make_sample(pixels, *_labels(label, typed, (pixels.shape[1], pixels.shape[2])))
+
+
+def _labels(label: Path, typed: bool, shape: tuple[int, int]) -> tuple[Labels, TypesOf | None]:
     values = mat_values(label, ("inst_map", "id", "class") if typed else ("inst_map",))
     labels = as_labels(values["inst_map"], str(label), shape, whole_floats=True)
 
@@ -158,7 +164,7 @@ def _load(image: Path, label: Path, typed: bool) -> NucleiSample:
             )
         return found
 
-    return make_sample(pixels, labels, types if typed else None)
+    return labels, types if typed else None
 
 
 NUCLEI_SETS.register("lizard")(NucleiScheme(LIZARD, LizardOptions, _open, {}))

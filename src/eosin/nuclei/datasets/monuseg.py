@@ -24,6 +24,7 @@ from eosin.nuclei.datasets.registry import (
     folder_of,
 )
 from eosin.nuclei.datasets.sample import NucleiSample, NucleiSet, make_sample
+from eosin.nuclei.labels import Labels
 
 __all__ = ["MONUSEG", "MonusegOptions", "fill_polygons"]
 
@@ -81,17 +82,19 @@ def _open(source: str, options: MonusegOptions, spec: str) -> NucleiSet:
     if options.train == "30":
         pairs = [pair for pair in pairs if pair[0] == "test" or pair[1].name[:_PATIENT] in _ORGANS]
     digests = contents([path for _, image, label in pairs for path in (image, label)])
+    shapes = [image_shape(image) for _, image, _ in pairs]
     found = [
         Found(
             image.stem,
             part,
             partial(_load, image, label),
-            image_shape(image),
+            shapes[row],
             digests[2 * row],
             digests[2 * row + 1],
             group=image.stem[:_PATIENT] if image.stem.startswith("TCGA-") else "",
             mpp=MONUSEG.mpp,
             tissue=_ORGANS.get(image.stem[:_PATIENT], ""),
+            labels=partial(_labels, label, shapes[row]),
         )
         for row, (part, image, label) in enumerate(pairs)
     ]
@@ -127,7 +130,11 @@ def _pairs(root: Path, names: tuple[str, ...]) -> Iterator[tuple[Path, Path]]:
 
 def _load(image: Path, label: Path) -> NucleiSample:
     pixels = picture(image)
-    return make_sample(pixels, fill_polygons(_polygons(label), (pixels.shape[1], pixels.shape[2])))
+    return make_sample(pixels, *_labels(label, (pixels.shape[1], pixels.shape[2])))
+
+
+def _labels(label: Path, shape: tuple[int, int]) -> tuple[Labels, None]:
+    return fill_polygons(_polygons(label), shape), None
 
 
 def _polygons(path: Path) -> list[npt.NDArray[np.float64]]:

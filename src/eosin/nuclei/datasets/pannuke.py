@@ -106,6 +106,7 @@ def _fold(root: Path, fold: int, typed: bool) -> list[Found]:
             stamp,
             mpp=PANNUKE.mpp,
             tissue=str(tissues[row]),
+            # No `labels`: the masks are most of the set's gigabytes.
         )
         for row in range(len(images))
     ]

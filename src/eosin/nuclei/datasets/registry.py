@@ -15,7 +15,8 @@ from eosin.core.config import Config
 from eosin.core.errors import EosinError
 from eosin.core.files import short_hash
 from eosin.core.registry import Registry
-from eosin.nuclei.datasets.sample import SPLITS, NucleiImage, NucleiSample, NucleiSet, Split, hold_out
+from eosin.nuclei.datasets.sample import SPLITS, NucleiImage, NucleiSample, NucleiSet, Split, TypesOf, hold_out
+from eosin.nuclei.labels import Labels
 from eosin.tasks.spec import split_spec
 
 __all__ = [
@@ -87,6 +88,7 @@ class Found:
         group: Patient or slide; empty where neither is known.
         mpp: µm/px.
         tissue: Organ or tissue.
+        labels: See `NucleiImage`.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Found:
     group: str = ""
     mpp: float | None = None
     tissue: str = ""
+    labels: Callable[[], tuple[Labels, TypesOf | None]] | None = None
 
 
 Open = Callable[[str, Any, str], NucleiSet]
@@ -222,18 +225,21 @@ def assemble(
         raise EosinError(f"{spec}: there are no images to train on; expected {', '.join(about.layout)}")
     images = [_image(each, side) for each, side in zip(kept, split.tolist(), strict=True)]
     scales = {image.mpp for image in images}
+    mpp = scales.pop() if len(scales) == 1 else None
     identity = [(e.name, s, e.group, e.content.hex(), e.stamp.hex()) for e, s in zip(kept, split, strict=True)]
+    about_set = (about.name, about.version, list(classes), options.plain())
     return NucleiSet(
         name=(name or about.name) + (" (subset)" if problems else ""),
         classes=tuple(classes),
         images=tuple(sorted(images, key=lambda image: (SPLITS.index(image.split), image.name))),
         split_source=split_source,
-        mpp=scales.pop() if len(scales) == 1 else None,
+        mpp=mpp,
         licence=about.licence,
         source=spec,
         notes=tuple(said),
-        fingerprint=short_hash(about.name, about.version, list(classes), options.plain(), identity),
+        fingerprint=short_hash(*about_set, identity),
         reference=about.reference,
+        learning=short_hash(*about_set, mpp, [entry for entry in identity if entry[1] != "test"]),
     )
 
 
@@ -251,7 +257,7 @@ def _leak(kept: Sequence[Found], sides: Sequence[str]) -> str:
 
 def _image(found: Found, side: Split) -> NucleiImage:
     group = found.group or found.name
-    return NucleiImage(found.name, side, group, found.mpp, found.shape, found.load, found.tissue)
+    return NucleiImage(found.name, side, group, found.mpp, found.shape, found.load, found.tissue, found.labels)
 
 
 def _cut(kept: Sequence[Found], split: np.ndarray, side: Split, share: float) -> list[str]:

@@ -14,10 +14,13 @@ from eosin.core.draws import stream_seed
 from eosin.core.errors import EosinError
 from eosin.nuclei.labels import Labels, relabel_with_ids
 
-__all__ = ["SPLITS", "NucleiImage", "NucleiSample", "NucleiSet", "Split", "fraction", "make_sample"]
+__all__ = ["SPLITS", "NucleiImage", "NucleiSample", "NucleiSet", "Split", "TypesOf", "fraction", "make_sample"]
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+TypesOf = Callable[[Labels, npt.NDArray[np.int64]], npt.NDArray[np.int64]]
+"""From a label map with the ids 1 to N, and the ids that the file has for them, int64 [N], to types, int64 [N]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,8 @@ class NucleiImage:
         shape: Height and width in px.
         load: Reads it.
         tissue: Organ or tissue; empty where not known.
+        labels: Reads the labels alone, and what gives their types; None where that is not cheap, or nothing can be
+            wrong with them.
     """
 
     name: str
@@ -61,6 +66,7 @@ class NucleiImage:
     shape: tuple[int, int]
     load: Callable[[], NucleiSample]
     tissue: str = ""
+    labels: Callable[[], tuple[Labels, TypesOf | None]] | None = None
 
     def read(self) -> NucleiSample:
         """Read pixels and nuclei.
@@ -69,6 +75,19 @@ class NucleiImage:
             EosinError: If a file cannot be read or is no label map of this image.
         """
         return self.load()
+
+    def look(self) -> bool | None:
+        """Check the labels without the pixels; tell whether there are nuclei, None where only `read` would tell.
+
+        Raises:
+            EosinError: As `read`, of what is wrong with the labels.
+        """
+        if self.labels is None:
+            return None
+        labels, types = self.labels()
+        if types is not None:
+            _numbered(labels, types)
+        return bool(labels.any())
 
 
 @dataclass(frozen=True)
@@ -86,6 +105,8 @@ class NucleiSet:
         notes: What a reader of scores must know.
         fingerprint: Identity of files, classes and split: 16 hexadecimal digits.
         reference: Where the labels come from.
+        learning: Identity of what a training sees, of the training and validation sides: what is mended on the test
+            side does not change it. That of all where it is empty.
     """
 
     name: str
@@ -98,6 +119,12 @@ class NucleiSet:
     notes: tuple[str, ...]
     fingerprint: str
     reference: str = ""
+    learning: str = ""
+
+    @property
+    def learned_from(self) -> str:
+        """Identity of what a training sees."""
+        return self.learning or self.fingerprint
 
     def of(self, split: Split) -> tuple[NucleiImage, ...]:
         """Return the images of one side."""
@@ -107,20 +134,23 @@ class NucleiSet:
 def make_sample(
     image: npt.NDArray[np.uint8],
     labels: Labels,
-    types: Callable[[Labels, npt.NDArray[np.int64]], npt.NDArray[np.int64]] | None = None,
+    types: TypesOf | None = None,
 ) -> NucleiSample:
     """Bring ids to 1 to N.
 
     Args:
         image: uint8 [3, H, W].
         labels: Integer [H, W], no id below 0.
-        types: From the map with the new ids and the old ids, int64 [N], to types, int64 [N].
+        types: Gives the types; None in a set without.
     """
+    return NucleiSample(np.ascontiguousarray(image), *_numbered(labels, types))
+
+
+def _numbered(labels: Labels, types: TypesOf | None) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64] | None]:
     found = relabel_with_ids(labels)
-    named = None
-    if types is not None:
-        named = np.concatenate([[0], types(found.instances, found.ids)]).astype(np.int64)
-    return NucleiSample(np.ascontiguousarray(image), found.instances, named)
+    if types is None:
+        return found.instances, None
+    return found.instances, np.concatenate([[0], types(found.instances, found.ids)]).astype(np.int64)
 
 
 def fraction(images: Sequence[NucleiImage], share: float, seed: int) -> tuple[NucleiImage, ...]:
