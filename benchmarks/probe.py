@@ -14,6 +14,7 @@ from collections.abc import Callable
 from statistics import median
 
 import numpy as np
+import numpy.typing as npt
 import probe_heads
 import torch
 from sklearn import metrics as sk
@@ -28,6 +29,10 @@ from eosin.evaluate.metrics import METRICS
 from eosin.evaluate.statistics import bootstrap_interval
 
 Clock = Callable[[], float]
+Features = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+Head = Callable[[Features, Rows, Features], Rows]
+"""Fits on features and labels, and says the classes of others."""
 
 
 def interleaved(
@@ -128,37 +133,51 @@ def heads(repeats: int, images: int, width: int, seeds: int, now: Clock) -> None
 
 
 def fewshot(repeats: int, images: int, width: int, draws: int, peer_draws: int, now: Clock) -> None:
-    """SimpleShot on draws of 1 to 16 images a class, against one draw after another in NumPy."""
+    """Both heads on draws of 1 to 16 images a class, against one draw after another in NumPy and scikit-learn."""
     material, labels, parts = probe_heads.draw(images, width, 9)
     fit = probe_heads.fit_of(labels, parts, 1.0, 0)
     protocol = open_protocol(f"fewshot?draws={draws}")[0].protocol
-    names = [name for name in protocol.variants if name.startswith("simpleshot-")]
     train, test = fit.train, material.features[fit.test]
 
-    def ours() -> object:
-        return [answer.result.probabilities for answer in protocol.answers(material, [fit], names)]
+    def near(z: Features, wanted: Rows, queries: Features) -> Rows:
+        centers = np.stack([z[wanted == label].mean(axis=0) for label in range(9)])
+        return np.asarray(((centers**2).sum(axis=1) - 2.0 * queries @ centers.T).argmin(axis=1))
 
-    def peer() -> None:
-        mean = material.features[train].mean(axis=0)
-        queries = test - mean
-        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-        generator = np.random.default_rng(0)
-        for name in names:
-            shots = int(name.removeprefix("simpleshot-"))
-            votes = np.zeros((len(test), 9))
-            for _ in range(peer_draws):
-                centers = []
-                for label in range(9):
-                    picked = generator.choice(train[labels[train] == label], shots, replace=False)
-                    images_of = material.features[picked] - mean
-                    images_of /= np.linalg.norm(images_of, axis=1, keepdims=True)
-                    centers.append(images_of.mean(axis=0))
-                distance = (np.stack(centers) ** 2).sum(axis=1) - 2.0 * queries @ np.stack(centers).T
-                votes[np.arange(len(test)), distance.argmin(axis=1)] += 1.0
+    def regression(z: Features, wanted: Rows, queries: Features) -> Rows:
+        return np.asarray(LogisticRegression(C=10.0, max_iter=1000).fit(z, wanted).predict(queries))
 
-    ours_s, peer_s = interleaved(ours, peer, repeats, now)
-    n = f"{draws} draws x {len(names)} shot counts x {len(test)} test images x {width}, peer timed on {peer_draws}"
-    line("few-shot: SimpleShot, all draws", ours_s, peer_s * draws / peer_draws, "loop over draws in NumPy (scaled)", n)
+    for title, head, library, share in (
+        ("SimpleShot", near, "NumPy", 1),
+        ("logistic", regression, "scikit-learn", 4),
+    ):
+        names = [name for name in protocol.variants if name.startswith(f"{title.lower()}-")]
+
+        def ours(names: list[str] = names) -> object:
+            return [answer.result.probabilities for answer in protocol.answers(material, [fit], names)]
+
+        def peer(names: list[str] = names, head: Head = head, count: int = max(1, peer_draws // share)) -> None:
+            generator = np.random.default_rng(0)
+            for name in names:
+                shots = int(name.rpartition("-")[2])
+                votes = np.zeros((len(test), 9))
+                for _ in range(count):
+                    picked = [generator.choice(train[labels[train] == c], shots, replace=False) for c in range(9)]
+                    support = material.features[np.concatenate(picked)]
+                    z, queries = unit(support - support.mean(axis=0)), unit(test - support.mean(axis=0))
+                    said = head(z, np.repeat(np.arange(9), shots), queries)
+                    votes[np.arange(len(test)), said] += 1.0
+
+        count = max(1, peer_draws // share)
+        ours_s, peer_s = interleaved(ours, peer, repeats if share == 1 else 1, now)
+        n = f"{draws} draws x {len(names)} shot counts x {len(test)} test images x {width}, peer timed on {count}"
+        line(
+            f"few-shot: {title}, all draws", ours_s, peer_s * draws / count, f"loop over draws in {library} (scaled)", n
+        )
+
+
+def unit(values: Features) -> Features:
+    """Scale rows to length 1."""
+    return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True))
 
 
 def logistic(repeats: int, images: int, width: int, now: Clock) -> None:
