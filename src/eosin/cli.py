@@ -294,6 +294,7 @@ def benchmark(
         ray: Address of a Ray cluster to embed on, auto for the one that runs here, or local to start one.
     """
     from eosin.benchmark import BenchmarkConfig, print_table, run_benchmark
+    from eosin.benchmark.config import read_fractions, read_seeds
     from eosin.tiling import parse_shard
 
     config = BenchmarkConfig.parse(
@@ -301,8 +302,8 @@ def benchmark(
             "encoders": listed(encoders),
             "tasks": listed(tasks),
             "protocols": listed(protocols),
-            "fractions": listed(fractions),
-            "seeds": listed(seeds),
+            "fractions": read_fractions(fractions),
+            "seeds": read_seeds(seeds),
             "label_column": label_column,
             "out": out,
             "precision": precision,

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from eosin.benchmark import BenchmarkConfig
-from eosin.benchmark.config import run_directory
+from eosin.benchmark.config import read_fractions, read_seeds, run_directory
+from eosin.cli import main
 from eosin.core.errors import EosinError
 from eosin.encoders.named import NamedEncoder, named_encoders
 
@@ -71,3 +72,24 @@ def test_a_run_directory_is_found_from_its_path_or_its_file(tmp_path):
     assert run_directory(str(tmp_path)) is None
     assert run_directory(f"{run}/absent/encoder.safetensors") is None
     assert run_directory("color:stats") is None
+
+
+def test_seeds_and_shares_are_read_as_the_command_line_gives_them():
+    assert read_seeds("0, 1,12,") == (0, 1, 12)
+    assert read_fractions("0.01, 1,") == (0.01, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "form"),
+    [
+        *(("--seeds", text, "whole numbers from 0, such as --seeds 0,1,2") for text in ("0-4", ",", "-1", "1.5", "x")),
+        *(("--fractions", text, "above 0 and at most 1, such as") for text in ("2", "0", "nan", "half", ",")),
+    ],
+)
+def test_a_wrong_seed_or_share_is_named_by_its_option(option, text, form, tmp_path, capsys):
+    words = ["--encoders", "color:stats", "--tasks", "synthetic", "--out", str(tmp_path / "out")]
+    assert main(["benchmark", *words, f"{option}={text}"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{option} {text}: " in told
+    assert form in told
+    assert not (tmp_path / "out").exists()

@@ -193,6 +193,31 @@ def test_a_job_of_an_array_tells_what_it_cannot_embed(configure):
     assert not (config.out / "failures.jsonl").exists()
 
 
+def test_a_job_that_can_embed_nothing_says_no_more(configure):
+    config = configure(encoders=("none=random:resnet19",), shard=(0, 2))
+    with pytest.raises(EosinError, match=r"resnet19") as caught:
+        run_benchmark(config)
+    assert "are done" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"devices": ("nonsense",)}, "device 'nonsense': write cpu, cuda"),
+        ({"devices": ("cuda:77",)}, "device 'cuda:77': .* GPUs are seen here"),
+        ({"ray": "nonsense"}, "--ray nonsense: write HOST:PORT"),
+        ({"ray": ""}, "write HOST:PORT"),
+        ({"ray": "local", "devices": ("cpu",)}, "devices and ray: give one of them"),
+    ],
+)
+def test_places_that_are_none_are_refused_though_all_embeddings_are_there(configure, changes, message):
+    config = {"encoders": ("color=color:stats",), "protocols": ("knn",)}
+    run_benchmark(configure(**config))
+    for shard in (None, (0, 2)):
+        with pytest.raises(EosinError, match=message):
+            run_benchmark(configure(**config, **changes, shard=shard))
+
+
 def test_a_protocol_that_forgets_a_cell_leaves_a_gap_not_silence(configure, monkeypatch):
     def answers(self, material, fits, variants=None):
         yield Answer(0, "left", Prediction(np.full((len(fits[0].test), 3), 1 / 3)))

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from eosin.core.config import Config
+from eosin.core.errors import EosinError
 
-__all__ = ["BenchmarkConfig", "run_directory"]
+__all__ = ["BenchmarkConfig", "read_fractions", "read_seeds", "run_directory"]
 
 
 class BenchmarkConfig(Config):
@@ -50,6 +51,37 @@ class BenchmarkConfig(Config):
             if values.count(value) > 1:
                 raise ValueError(f"'{value}' is given twice; keep one")
         return values
+
+
+def read_seeds(text: str) -> tuple[int, ...]:
+    """Read the option --seeds: whole numbers, separated by commas.
+
+    Raises:
+        EosinError: If it holds none, or something else.
+    """
+    parts = _parts(text)
+    if not parts or not all(part.isascii() and part.isdigit() and len(part) < 20 for part in parts):
+        raise EosinError(f"--seeds {text}: seeds are whole numbers from 0, such as --seeds 0,1,2")
+    return tuple(map(int, parts))
+
+
+def read_fractions(text: str) -> tuple[float, ...]:
+    """Read the option --fractions: shares, separated by commas.
+
+    Raises:
+        EosinError: If it holds none, or something else.
+    """
+    try:
+        shares = tuple(map(float, _parts(text)))
+    except ValueError:
+        shares = ()
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise EosinError(f"--fractions {text}: shares are above 0 and at most 1, such as --fractions 0.1,1")
+    return shares
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def run_directory(spec: str) -> Path | None:

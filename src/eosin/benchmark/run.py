@@ -28,7 +28,7 @@ from eosin.benchmark.record import (
     is_nuclei,
     read_failures,
 )
-from eosin.benchmark.scoring import Work, conditions
+from eosin.benchmark.scoring import Work, check_places, conditions
 from eosin.benchmark.table import print_table
 from eosin.core.console import console, warn
 from eosin.core.errors import EosinError, StorageError
@@ -66,6 +66,7 @@ def run_benchmark(config: BenchmarkConfig, command: str = "") -> list[Record]:
     encoders = named_encoders(config.encoders)
     asked, of_nuclei = open_asked(config.protocols)
     specs = fitting_tasks(config.tasks, asked, of_nuclei)
+    check_places(config)
     check_directory(config.out)
     out = writable_directory(config.out)
     if config.shard is not None:
@@ -114,6 +115,7 @@ class _Run:
         self.failures: list[Failure] = []
         self.tasks: dict[tuple[str, int], OpenTask | OpenNuclei | EosinError] = {}
         self.trainings = 0
+        self.parts = 0
         # A wrong encoder or task is then the whole benchmark, and told once, as the command's error.
         self.single = len(encoders) == len(self.specs) == 1
 
@@ -262,6 +264,7 @@ class _Run:
             protocol, fraction, seed = cell
             try:
                 work.train(cell)
+                self.parts += 1
             except StorageError:
                 raise
             except EosinError as error:
@@ -278,6 +281,7 @@ class _Run:
             for seed in work.opened:
                 self._fail(name, task, seed, self._conditions(task), error)
             return
+        self.parts += 1
         left = f"; {found.missing} are left to other jobs" if found.missing else "; all are there"
         console.print(
             f"{name} | {work.first.task.name} | part {number}: {len(found.rows)} embeddings{left}", markup=False
@@ -417,9 +421,8 @@ class _Run:
         if not self.failures:
             return
         if self.config.shard is not None:
-            raise EosinError(
-                f"{self.failures[0]['reason']} (of {len(self.failures)} results; the other parts are done)"
-            )
+            others = f" (of {len(self.failures)} results; the other parts are done)" if self.parts else ""
+            raise EosinError(f"{self.failures[0]['reason']}{others}")
         reason = self.failures[0]["reason"]
         if self.single and not records:
             raise EosinError(reason)

@@ -18,9 +18,9 @@ from eosin.core.errors import EosinError, StorageError
 from eosin.core.files import short_hash
 from eosin.data import Quarantine, default_workers
 from eosin.evaluate import Asked, Embeddings, Material, ProbeData, embed, fit_of, material_of, probe_data
-from eosin.evaluate.embed import PixelChange
+from eosin.evaluate.embed import PixelChange, Places
 
-__all__ = ["Cell", "Work", "conditions"]
+__all__ = ["Cell", "Work", "check_places", "conditions"]
 
 Cell = tuple[str, float, int]
 """Protocol as shown, fraction of the labels, seed."""
@@ -29,6 +29,20 @@ Cell = tuple[str, float, int]
 def conditions(asked: Sequence[Asked], fractions: Sequence[float]) -> list[tuple[str, float]]:
     """Return the protocols with the label fractions they are run at: all labels only, where shares make no sense."""
     return [(entry.shown, share) for entry in asked for share in (fractions if entry.protocol.fractions else (1.0,))]
+
+
+def check_places(config: BenchmarkConfig) -> None:
+    """Make sure that the devices exist and that an address can be one, also where all embeddings are there already.
+
+    Raises:
+        EosinError: If a device does not exist, both devices and a cluster are given, or the address is none.
+    """
+    Places(devices=config.devices, ray=config.ray)
+    if config.ray is None or config.ray in ("auto", "local"):
+        return
+    host, _, port = config.ray.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise EosinError(f"--ray {config.ray}: write HOST:PORT, such as head-node:6379, or auto, or local")
 
 
 @dataclass(eq=False)
