@@ -110,9 +110,10 @@ def test_repeating_a_seed_does_not_narrow_the_interval(tmp_path):
 def test_the_leaderboard_takes_over_unchanged_lines_only(tmp_path):
     records = [cell(tmp_path, "m", seed, right=0.8) for seed in (0, 1)]
     lines = leaderboard(tmp_path, records)
-    marked = [line | {"metrics": {"marked": {}}} for line in lines]
+    mark = {"marked": {"value": 0.5, "low": None, "high": None}}
+    marked = [line | {"metrics": mark} for line in lines]
     (tmp_path / "leaderboard.jsonl").write_text("".join(json.dumps(line) + "\n" for line in marked))
-    assert leaderboard(tmp_path, records)[0]["metrics"] == {"marked": {}}
+    assert leaderboard(tmp_path, records)[0]["metrics"] == mark
     changed = [records[0], records[1] | {"key": "other"}]
     assert "balanced_accuracy" in leaderboard(tmp_path, changed)[0]["metrics"]
 
