@@ -123,8 +123,9 @@ def nuclei_predict(
     if not pictures:
         raise EosinError(f"give images or slides: eosin nuclei predict {run} IMAGES --out OUT")
     model = NucleiModel.load(run, device=device, precision=precision)
-    say(str(predict(model, pictures, out, config, source_mpp=source_mpp)))
-    return 0
+    result = predict(model, pictures, out, config, source_mpp=source_mpp)
+    say(str(result))
+    return 2 if result.failed else 0
 
 
 def nuclei_score(
@@ -150,8 +151,10 @@ def nuclei_score(
             also suits whole slides.
         seed: Of the intervals.
     """
-    from eosin.nuclei.score_files import score_files, write_scores
+    from eosin.nuclei.score_files import score_files, scores_file, write_scores
 
+    if out is not None:
+        scores_file(out)
     scored = score_files(predicted, truth, side=side, radius=radius, seed=seed, pairing=pairing)
     output.print(_table(scored))
     if out is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,15 @@ def test_score_prints_a_table_and_writes_a_file(maps, capsys):
     assert (maps / "s.csv").read_text().startswith("image,")
 
 
+@pytest.mark.parametrize(("failed", "code"), [((), 0), (({"name": "b"},), 2)])
+def test_predict_fails_where_a_picture_did(failed, code, monkeypatch):
+    from eosin.nuclei import model, predict
+
+    monkeypatch.setattr(model.NucleiModel, "load", lambda *_, **__: None)
+    monkeypatch.setattr(predict, "predict", lambda *_, **__: SimpleNamespace(failed=failed))
+    assert main(["nuclei", "predict", "run", "x.png", "--out", "o"]) == code
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
@@ -37,6 +48,11 @@ def test_score_prints_a_table_and_writes_a_file(maps, capsys):
         (["predict", "run", "x.png", "--out", "o", "--mpp", "100"], "field 'mpp'"),
         (["predict", "run", "x.png", "--out", "o", "--lables", "png"], "did you mean '--labels'?"),
         (["score", "found", "nowhere"], "nowhere: no such folder; give a folder of label maps, or a set"),
+        (["score", "found", "nowhere", "--out", "x.txt"], "x.txt: give a file name that ends in .json"),
+        (
+            ["score", "found", "nowhere", "--out", "found"],
+            "found: is a directory; give a file such as found/scores.json",
+        ),
         (["train", "nuclei-small", "--out", "o"], "--data is missing"),
         (["train", "nuclei-small", "--data", "synthetic:"], "--out is missing"),
         (["train", "hovernett", "--data", "synthetic:"], "did you mean 'hovernet'?"),

@@ -304,6 +304,36 @@ def test_a_damaged_image_is_named_and_the_others_go_on(images, tmp_path):
     assert (mended.done, mended.kept, mended.failed) == (1, 2, ())
 
 
+def test_an_output_that_was_cut_is_made_again(images, tmp_path):
+    out = tmp_path / "out"
+    predict(Pretender(), [images], out, progress=False)
+    whole = files(out)
+    (out / "labels" / "a.png").write_bytes(b"\x89PNG")
+    again = predict(Pretender(), [images], out, progress=False)
+    assert (again.done, again.kept) == (1, 1)
+    assert files(out) == whole
+    # Lines of before say no sizes: what is there is taken.
+    lines = [json.loads(line) for line in (out / "pictures.jsonl").read_text().splitlines()]
+    before = [{name: value for name, value in line.items() if name != "bytes"} for line in lines]
+    (out / "pictures.jsonl").write_text("".join(json.dumps(line) + "\n" for line in before))
+    (out / "labels" / "a.png").write_bytes(b"\x89PNG")
+    assert predict(Pretender(), [images], out, progress=False).kept == 2
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"status": 1}, {"outputs": []}, {"outputs": {}}, {"file": 5}, {"file": {}}, {"bytes": 7}]
+)
+def test_a_damaged_line_is_a_picture_that_is_not_done(images, tmp_path, change):
+    out = tmp_path / "out"
+    predict(Pretender(), [images / "b.png"], out, progress=False)
+    record = json.loads((out / "pictures.jsonl").read_text())
+    bad = {**record, **change} if change else {"name": "b"}
+    with (out / "pictures.jsonl").open("a") as file:
+        file.write('{"x": 1}\n' + json.dumps(bad) + "\n")
+    assert predict(Pretender(), [images / "b.png"], out, progress=False).done == 1
+    assert predict(Pretender(), [images / "b.png"], out, progress=False).kept == 1
+
+
 def test_what_is_refused(images, tmp_path):
     out = tmp_path / "out"
     (tmp_path / "empty").mkdir()

@@ -93,9 +93,9 @@ def test_types_of_some_files_only_are_refused(tiles, truth, tmp_path):
         score_files(guesses, str(truth))
 
 
-def test_types_that_have_no_name_are_refused(tiles, truth, tmp_path):
-    """As CoNSeP's seven of raw files, where a network says four: scored by number they would be wrong and look right."""
-    (out := tmp_path / "out").mkdir()
+def write_predictions(out, tiles):
+    """Write what `predict` would."""
+    out.mkdir()
     (out / "labels").mkdir()
     (out / "tables").mkdir()
     lines = []
@@ -103,9 +103,16 @@ def test_types_that_have_no_name_are_refused(tiles, truth, tmp_path):
         write_labels(tile.instances, out / "labels" / name, "png")
         outputs = {"labels": f"labels/{name}.png", "table": f"tables/{name}.csv"}
         (out / outputs["table"]).write_text("type\n" + "1\n" * int(tile.instances.max()))
-        lines.append(json.dumps({"name": name, "status": "done", "outputs": outputs}))
+        record = {"name": name, "path": f"{name}.png", "status": "done", "nuclei": 1, "file": {}, "outputs": outputs}
+        lines.append(json.dumps(record))
     (out / "pictures.jsonl").write_text("\n".join(lines) + "\n")
     (out / "predict.json").write_text(json.dumps({"model": {"classes": ["only"]}}))
+    return out
+
+
+def test_types_that_have_no_name_are_refused(tiles, truth, tmp_path):
+    """As CoNSeP's seven of raw files, where a network says four: scored by number they would be wrong and look right."""
+    out = write_predictions(tmp_path / "out", tiles)
     with pytest.raises(EosinError, match=r"truth: '.' holds the type 2, but there are 1 \(only\).*consep:ROOT"):
         score_files(out, str(truth))
 
@@ -174,6 +181,79 @@ def test_types_of_a_list_by_id(tmp_path):
     scipy.io.savemat(tmp_path / "short.mat", {"inst_map": labels, "inst_type": [[1], [2], [2]]})
     with pytest.raises(EosinError, match=r"short\.mat: nucleus 7 has no entry in 'inst_type'"):
         read_label_file(tmp_path / "short.mat")
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ({"x": 1}, "line 4 has no valid 'name'"),
+        ({"name": "b"}, "line 4 of 'b' has no valid 'path'"),
+        ({"name": "b", "path": "b.png", "status": "done", "outputs": [], "file": {}}, "line 4 of 'b' .* 'outputs'"),
+        ({"name": "b", "path": "b.png", "status": "done", "outputs": {"table": "t"}, "file": 5}, "line 4 of .* 'file'"),
+    ],
+)
+def test_a_damaged_line_is_told(tiles, truth, tmp_path, line, fault):
+    out = write_predictions(tmp_path / "out", tiles)
+    lines = out / "pictures.jsonl"
+    whole = lines.read_text()
+    lines.write_text(whole + json.dumps(line) + "\n")
+    with pytest.raises(EosinError, match=rf"pictures\.jsonl: {fault}.*; remove that line and run the same `eosin nuc"):
+        score_files(out, str(truth))
+    # A later line of the same picture is what counts.
+    if "name" in line:
+        lines.write_text(json.dumps(line) + "\n" + whole)
+        with pytest.raises(EosinError, match="but there are 1"):
+            score_files(out, str(truth))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("labels/b.png", b"\x89PNG", r"labels/b\.png: cannot be read .*"),
+        ("tables/b.csv", b"kind\n1\n", r"tables/b\.csv: cannot be read"),
+        ("tables/b.csv", b"type,x\n1,1\n,1\n", r"tables/b\.csv: row 2 has no 'type'.*"),
+        ("tables/b.csv", b"type\n1.5\n", r"tables/b\.csv: 'type' holds 1\.5"),
+        ("tables/b.csv", b"type\n1000000\n", r"tables/b\.csv: 'type' holds 1e\+06"),
+    ],
+)
+def test_a_damaged_output_can_be_made_again(tiles, truth, tmp_path, name, content, fault):
+    out = write_predictions(tmp_path / "out", tiles)
+    (out / name).write_bytes(content)
+    with pytest.raises(EosinError, match=rf"{fault}; remove it and run the same `eosin nuclei predict`$"):
+        score_files(out, str(truth))
+
+
+@pytest.mark.parametrize(
+    ("types", "fault"),
+    [
+        ([1e6, 1], "holds 1e[+]06"),
+        ([1.5, 1], "holds 1.5"),
+        ([np.nan, 1], "holds nan"),
+        ([-1, 1], "holds -1"),
+        (np.array(["tumor", "other"], dtype=object), "is a cell array"),
+        (["tumor", "other"], "is text"),
+    ],
+)
+def test_types_are_whole_numbers_of_a_byte(tmp_path, types, fault):
+    path = tmp_path / "a.mat"
+    scipy.io.savemat(path, {"inst_map": np.array([[0, 1, 1], [2, 2, 0]]), "inst_type": types})
+    for truth in (False, True):
+        with pytest.raises(EosinError, match=rf"a\.mat: 'inst_type' {fault}; types are whole numbers from 0 to 255$"):
+            read_label_file(path, truth=truth)
+
+
+def test_a_map_of_types_and_ids_beyond_are_refused(tmp_path):
+    labels = np.array([[0, 1, 1], [2, 2, 0]])
+    np.savez(tmp_path / "a.npz", inst_map=labels, type_map=labels * 1000)
+    for truth in (False, True):
+        with pytest.raises(EosinError, match="'type_map' holds [12]000; types are whole numbers from 0 to 255"):
+            read_label_file(tmp_path / "a.npz", truth=truth)
+    scipy.io.savemat(tmp_path / "b.mat", {"inst_map": labels, "id": [[1.5], [2]], "class": [[1], [2]]})
+    with pytest.raises(EosinError, match=r"'id' holds 1\.5; ids are whole numbers"):
+        read_label_file(tmp_path / "b.mat")
+    scipy.io.savemat(tmp_path / "c.mat", {"inst_map": labels, "id": [[1], [2], [3]], "class": [[1], [2]]})
+    with pytest.raises(EosinError, match="3 entries in 'id' but 2 in 'class'"):
+        read_label_file(tmp_path / "c.mat")
 
 
 def test_damaged_and_colored_files_are_named(tmp_path):

@@ -310,6 +310,7 @@ class PredictRun:
             "step": list(picture.step),
             "seconds": round(time.monotonic() - opened.started, 3),
             "file": opened.state,
+            "bytes": {kind: file.stat().st_size for kind, file in outputs.items()},
             "outputs": {kind: str(file.relative_to(self._out)) for kind, file in outputs.items()},
         }
 

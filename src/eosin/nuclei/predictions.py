@@ -16,7 +16,7 @@ from eosin.nuclei.label_files import LabelFormat
 from eosin.nuclei.tables import TableFormat
 from eosin.slides import FoundSlide, TissueConfig
 
-__all__ = ["RECORDS", "SETTINGS", "PredictConfig", "agree", "is_current", "records", "state_of"]
+__all__ = ["RECORDS", "SETTINGS", "PredictConfig", "agree", "is_current", "read_records", "records", "state_of"]
 
 SETTINGS = "predict.json"
 """File of what a folder of predictions was made with."""
@@ -79,8 +79,52 @@ def agree(out: Path, model: Any, config: PredictConfig, mpp: float | None) -> No
 
 
 def records(out: Path) -> dict[str, dict[str, Any]]:
-    """Return the last line of each picture."""
-    return {record["name"]: record for record in read_json_lines(out / RECORDS)}
+    """Return the last line of each picture; one whose last line is none that `predict` writes is not there."""
+    return read_records(out)[0]
+
+
+def read_records(out: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Read the last line of each picture.
+
+    Returns:
+        The lines by name, and what is wrong with others: of a line that names its picture only if it is the last one.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    wrong: dict[object, str] = {}
+    for number, record in enumerate(read_json_lines(out / RECORDS), start=1):
+        name, fault = record.get("name"), _fault(record)
+        key = name if isinstance(name, str) else number
+        wrong.pop(key, None)
+        if isinstance(name, str):
+            found.pop(name, None)
+        if fault:
+            of = f" of '{name}'" if isinstance(name, str) else ""
+            wrong[key] = f"line {number}{of} has no valid '{fault}'"
+        elif isinstance(name, str):
+            found[name] = record
+    return found, list(wrong.values())
+
+
+def _fault(record: dict[str, Any]) -> str:
+    """Return the first field that is not as `predict` writes it."""
+    texts = ["name", "path", "status"]
+    done = record.get("status") == "done"
+    for field in texts if done else [*texts, "reason"]:
+        if not isinstance(record.get(field), str):
+            return field
+    if not done:
+        return "" if record["status"] == "failed" else "status"
+    outputs, sizes = record.get("outputs"), record.get("bytes", {})
+    if not isinstance(outputs, dict) or not all(isinstance(name, str) for name in outputs.values()):
+        return "outputs"
+    if "table" not in outputs:
+        return "outputs"
+    # Records of before had no sizes.
+    if not isinstance(sizes, dict) or not all(isinstance(size, int) for size in sizes.values()):
+        return "bytes"
+    if not isinstance(record.get("file"), dict):
+        return "file"
+    return "" if isinstance(record.get("nuclei"), int) else "nuclei"
 
 
 def state_of(file: FoundSlide, given: float | None) -> dict[str, Any]:
@@ -90,13 +134,18 @@ def state_of(file: FoundSlide, given: float | None) -> dict[str, Any]:
 
 
 def is_current(out: Path, record: dict[str, Any] | None, file: FoundSlide, given: float | None) -> bool:
-    """Tell whether a picture's line still holds: the same file, and all outputs there."""
+    """Tell whether a picture's line still holds: the same file, and all outputs there, as long as they were written."""
     if record is None or record["status"] != "done":
         return False
     try:
         state = state_of(file, given)
     except OSError:
         return False
-    return all(record["file"][name] == state[name] for name in state) and all(
-        (out / name).is_file() for name in record["outputs"].values()
-    )
+    if not all(name in record["file"] and record["file"][name] == state[name] for name in state):
+        return False
+    sizes = record.get("bytes", {})
+    return all(_is_whole(out / name, sizes.get(kind)) for kind, name in record["outputs"].items())
+
+
+def _is_whole(path: Path, size: int | None) -> bool:
+    return path.is_file() and size in (None, path.stat().st_size)

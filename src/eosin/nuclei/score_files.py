@@ -15,17 +15,19 @@ import numpy.typing as npt
 
 from eosin.core.console import note
 from eosin.core.errors import EosinError
-from eosin.core.files import atomic_file, output_file, read_json_lines
+from eosin.core.files import atomic_file, output_file
 from eosin.nuclei.datasets import NUCLEI_SETS, open_nuclei
 from eosin.nuclei.datasets.reading import LABEL_SUFFIXES, listed
-from eosin.nuclei.label_files import LabelFile, read_label_file
-from eosin.nuclei.predictions import RECORDS, SETTINGS
+from eosin.nuclei.label_files import LabelFile, read_label_file, whole_types
+from eosin.nuclei.predictions import RECORDS, SETTINGS, read_records
 from eosin.nuclei.score import ImageScore, curve, rows, score_image, set_scores
 from eosin.nuclei.types import RADIUS, Pairing
 
-__all__ = ["Scored", "Side", "score_files", "write_scores"]
+__all__ = ["Scored", "Side", "score_files", "scores_file", "write_scores"]
 
 Side = Literal["train", "val", "test", "all"]
+
+_PREDICT = "`eosin nuclei predict`"
 
 # Largest distance of centers that are a pair: 12 px at 0.25 µm/px.
 _RADIUS_UM = 3.0
@@ -272,9 +274,13 @@ def _predictions(folder: Path) -> _Labels:
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         classes = tuple(settings["model"]["classes"])
+        if not all(isinstance(name, str) for name in classes):
+            raise TypeError
     except (OSError, ValueError, KeyError, TypeError):
         raise EosinError(f"{folder / SETTINGS}: damaged; predict again into another --out") from None
-    records = {record["name"]: record for record in read_json_lines(folder / RECORDS)}
+    records, wrong = read_records(folder)
+    if wrong:
+        raise EosinError(f"{folder / RECORDS}: {wrong[0]}; remove that line and run the same {_PREDICT}")
     files = {}
     for name, record in records.items():
         if record["status"] != "done":
@@ -287,8 +293,13 @@ def _predictions(folder: Path) -> _Labels:
 
 def _predicted(folder: Path, outputs: dict[str, str], typed: bool) -> Callable[[], LabelFile]:
     def read() -> LabelFile:
-        labels = read_label_file(folder / outputs["labels"]).labels
-        return LabelFile(labels, _table_types(folder / outputs["table"]) if typed else None)
+        try:
+            labels = read_label_file(folder / outputs["labels"]).labels
+            return LabelFile(labels, _table_types(folder / outputs["table"]) if typed else None)
+        except EosinError as error:
+            # What to do about a file of one's own is not what to do about one that a command wrote.
+            fault = str(error).rpartition("; ")[0] or str(error)
+            raise EosinError(f"{fault}; remove it and run the same {_PREDICT}") from None
 
     return read
 
@@ -299,9 +310,23 @@ def _table_types(path: Path) -> npt.NDArray[np.int64]:
 
     try:
         table = pyarrow.csv.read_csv(path) if path.suffix == ".csv" else pyarrow.parquet.read_table(path)
-        return np.asarray(table["type"].to_numpy(), dtype=np.int64)
+        column = table["type"]
     except (OSError, ValueError, KeyError):
-        raise EosinError(f"{path}: cannot be read; predict again into another --out") from None
+        raise EosinError(f"{path}: cannot be read; get the file again") from None
+    if column.null_count:
+        row = column.is_null().to_pylist().index(True) + 1
+        raise EosinError(f"{path}: row {row} has no 'type' ({column.null_count - 1} more such); every nucleus has one")
+    return whole_types(column.to_numpy(), "type", path)
+
+
+def scores_file(path: Path) -> Path:
+    """Make sure that scores can be written to a file: of JSON, or of CSV, by its name.
+
+    Raises:
+        EosinError: If the name ends otherwise, is a directory's, or its folder cannot be written.
+    """
+    csv_wanted = path.suffix == ".csv"
+    return output_file(path, ".csv" if csv_wanted else ".json", "scores.csv" if csv_wanted else "scores.json")
 
 
 def write_scores(scored: Scored, path: Path) -> Path:
@@ -310,14 +335,13 @@ def write_scores(scored: Scored, path: Path) -> Path:
     Raises:
         EosinError: If the name ends otherwise, or the file cannot be written.
     """
+    scores_file(path)
     if path.suffix == ".csv":
-        output_file(path, ".csv", "scores.csv")
         with atomic_file(path, "w") as file:
             writer = csv.DictWriter(file, list(scored.images[0]))
             writer.writeheader()
             writer.writerows(scored.images)
         return path
-    output_file(path, ".json", "scores.json")
     with atomic_file(path, "w") as file:
         json.dump(
             {
