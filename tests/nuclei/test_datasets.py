@@ -334,6 +334,7 @@ def test_a_folder_with_a_table_or_folders(roots, tmp_path):
         ([*rows[:4], ("04.png", "test", "p0"), *rows[5:]], "line 6: group 'p0' is in both train and test"),
         ([*rows[:4], ("04.png", "tset", ""), *rows[5:]], "unknown split 'tset'; did you mean 'test'"),
         ([*rows, ("77.png", "test", "")], "line 12: there is no image '77.png'"),
+        ([*rows, ("04", "train", "p0")], "line 12: a second row for '04'; keep one"),
         (rows[:-1], "has no line for '09'"),
         ([(row[0], "train", "") for row in rows], "no image is of the side 'test'"),
     ):
@@ -366,6 +367,11 @@ def write_png(array):
         (".png", write_png(np.zeros((32, 32, 3), np.uint8)), "an RGB picture, not a label map"),
         (".png", write_png((np.arange(1024).reshape(32, 32) % 256).astype(np.uint8)), "ids of 8 bits overflowed"),
         (".png", write_png(np.eye(32, dtype=np.uint8) * 255), "a mask of 0 and 255"),
+        (
+            ".png",
+            write_png(np.tile(np.arange(32) % 8 < 4, (32, 1)).astype(np.uint8)),
+            r"a mask of 0 and 1 \(4 separate",
+        ),
         (".png", lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n1234"), "cannot be read"),
         (".npz", lambda path: path.write_bytes(b"PK\x03\x04 no"), "cannot be read"),
         (".npy", lambda path: path.write_bytes(b""), "cannot be read"),
@@ -434,6 +440,17 @@ def test_what_is_learned_from_is_told_apart_from_what_is_tested(roots, tmp_path)
         assert after.fingerprint != before.fingerprint
         assert (after.learned_from == before.learned_from) == same
         label.write_bytes(kept)
+
+
+def test_a_file_without_permission_is_told_so(roots, monkeypatch):
+    image = opened(roots, "folder").images[0]
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(EosinError, match=r"cannot be read \(Permission denied\); change its permissions$"):
+        image.read()
 
 
 def test_files_cut_short(roots, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from eosin.core.errors import EosinError
-from eosin.nuclei.labels import check_labels, instance_types, relabel, relabel_with_ids, split_parts
+from eosin.nuclei.labels import check_labels, instance_types, refuse_mask, relabel, relabel_with_ids, split_parts
 
 IDS = st.sampled_from([0, 1, 2, 9, 300, 65_536, 2**24, 2**24 + 7, 2**31 - 1])
 
@@ -53,6 +53,19 @@ def test_ids_that_did_not_fit_into_8_bits():
     for count in (254, 255):
         assert check_labels(squares(count).astype(np.uint8), "a").max() == count
     assert check_labels(squares(300).astype(np.uint16), "a").max() == 300
+
+
+def test_a_mask_of_one_id():
+    parts = np.zeros((40, 40), np.uint16)
+    parts[2:8, 2:8] = parts[2:8, 20:26] = 7
+    parts[30, 30] = parts[34, 30] = 7  # specks
+    refuse_mask(parts, "a")  # a nucleus that a fold cuts in two
+    refuse_mask(np.zeros((4, 4), np.uint8), "a")
+    parts[20:26, 2:8] = 7
+    with pytest.raises(EosinError, match=r"^a: a mask of 0 and 7 \(3 separate parts\), not ids of nuclei; number its"):
+        refuse_mask(parts, "a")
+    parts[20:26, 2:8] = 8
+    refuse_mask(parts, "a")
 
 
 def test_what_is_a_label_map_is_returned_as_it_is():

@@ -1,7 +1,8 @@
 """Label maps: which pixel belongs to which nucleus, 0 where to none.
 
 A label map is an integer array [H, W]. Files bring other things under that name: masks, colored pictures, ids that did
-not fit into 8 bits. Scored or trained on, they give numbers that look right, so `check_labels` refuses them by name.
+not fit into 8 bits. Scored or trained on, they give numbers that look right, so `check_labels` and `refuse_mask` refuse
+them by name.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ __all__ = [
     "Relabeled",
     "check_labels",
     "instance_types",
+    "refuse_mask",
     "relabel",
     "relabel_with_ids",
     "scikit_image",
@@ -31,6 +33,10 @@ Labels = npt.NDArray[Any]
 
 _TABLE = 1 << 24
 """Largest id for which a table over all ids is made (16 MiB); ids beyond are sorted."""
+_PIECES = 3
+"""Separate parts from which on a single id is a mask: a border or a fold cuts a nucleus into two."""
+_SPECK = 0.1
+"""Share of the largest part's area below which a part is a slip of the brush, not another nucleus."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,35 @@ def _refuse_overflow(array: Labels, name: str) -> None:
         apart = int(values[values > 0][np.argmax(counts)])
         raise EosinError(
             f"{name}: ids of 8 bits overflowed (id {apart} names {counts.max()} separate nuclei); save as uint16"
+        )
+
+
+def refuse_mask(labels: Labels, name: str) -> None:
+    """Refuse a label map in which one id stands for all nuclei, as in a mask of 0 and 1.
+
+    One nucleus may lie in two parts, and have specks around it; three parts of some size under the only id are nuclei.
+    A mask of one or two nuclei cannot be told from a label map, and passes. Maps of types and predictions in memory are
+    not for this: nuclei share a type.
+
+    Args:
+        labels: Integer [H, W], no id below 0.
+        name: What to call it in an error.
+
+    Raises:
+        EosinError: If it is a mask.
+    """
+    top = labels.max()
+    if not top or ((labels != 0) & (labels != top)).any():
+        return
+    from scipy import ndimage
+
+    parts, _ = ndimage.label(labels, ndimage.generate_binary_structure(2, 2))
+    areas = np.bincount(parts.ravel())[1:]
+    pieces = int((areas >= _SPECK * areas.max()).sum())
+    if pieces >= _PIECES:
+        raise EosinError(
+            f"{name}: a mask of 0 and {top} ({pieces:,} separate parts), not ids of nuclei; number its parts, or give "
+            "the label map"
         )
 
 

@@ -164,6 +164,8 @@ def _by_table(table: Path, found: Sequence[Found]) -> list[Found]:
                     raise EosinError(
                         f"{where}: group '{group}' is in both {sides[group]} and {side}; put it on one side"
                     )
+                if by_name[name].name in placed:
+                    raise EosinError(f"{where}: a second row for '{line['file']}'; keep one")
                 placed[by_name[name].name] = replace(by_name[name], part=side, group=group)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise EosinError(f"{table}: cannot be read ({error}); give a CSV file") from None

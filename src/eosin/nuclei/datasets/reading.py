@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from eosin.core.errors import EosinError
 from eosin.data.images import UnreadableImage, decode_image, open_image
-from eosin.nuclei.labels import Labels, check_labels
+from eosin.nuclei.labels import Labels, check_labels, refuse_mask
 
 __all__ = [
     "LABEL_SUFFIXES",
@@ -123,7 +123,9 @@ def label_map(path: Path, shape: tuple[int, int] | None) -> Labels:
     Raises:
         EosinError: If it cannot be read, or is no label map of that size.
     """
-    return as_labels(_array(path, "inst_map"), str(path), shape, whole_floats=path.suffix.lower() == ".mat")
+    labels = as_labels(_array(path, "inst_map"), str(path), shape, whole_floats=path.suffix.lower() == ".mat")
+    refuse_mask(labels, str(path))
+    return labels
 
 
 def type_map(path: Path) -> npt.NDArray[Any]:
@@ -241,7 +243,8 @@ def _wanted(
 def _unreadable(path: Path, error: Exception) -> EosinError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     text = reason.splitlines()[0].strip() if reason else type(error).__name__
-    return EosinError(f"{path}: cannot be read ({text}); get the file again")
+    advice = "change its permissions" if isinstance(error, PermissionError) else "get the file again"
+    return EosinError(f"{path}: cannot be read ({text}); {advice}")
 
 
 def types_from_map(
