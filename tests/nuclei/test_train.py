@@ -327,8 +327,21 @@ class TestWhatItRefuses:
         sets["disks:"] = dataclasses.replace(whole, learning="learned", fingerprint="mended")
         assert train_nuclei(tiny(), tmp_path / "run").exists()
 
+    def test_an_encoder_that_is_not_finite(self, monkeypatch, tmp_path):
+        load = train.load_encoder
+
+        def damaged(spec):
+            encoder = load(spec)
+            for value in encoder.parameters():
+                value.data.fill_(float("nan"))
+            return encoder
+
+        monkeypatch.setattr(train, "load_encoder", damaged)
+        with pytest.raises(EosinError, match=r"the features of random:test_resnet are not finite.*another encoder"):
+            train_nuclei(tiny(), tmp_path / "run")
+
     def test_a_loss_that_is_not_finite(self, tmp_path):
-        with pytest.raises(EosinError, match=r"not finite.*--decoder\.lr"):
+        with pytest.raises(EosinError, match=r"not finite.*there is no checkpoint yet.*--decoder\.lr"):
             train_nuclei(tiny(decoder__lr=1e30), tmp_path / "run")
         assert not (tmp_path / "run" / "model.safetensors").exists()
 

@@ -160,6 +160,7 @@ class _Trainer:
         self.sums = Sums(device)
         self.waited = self.passed = 0.0
         self.timed = 0
+        self.saved = False
         self.stop = StopSignal()
 
     @property
@@ -289,6 +290,7 @@ class _Trainer:
         turned = False
         if found is not None:
             self.step, state = found
+            self.saved = True
             if state["material"] not in self.materials:
                 raise EosinError(
                     f"{out}: the images of {self.data.set.source}, or the weights of {self.config.network.encoder}, "
@@ -326,6 +328,7 @@ class _Trainer:
                 "best": {"step": self.best.step, "score": self.best.score},
             },
         )
+        self.saved = True
 
     def _describe(self, out: Path) -> None:
         say(self.data.describe())
@@ -359,6 +362,8 @@ class _Trainer:
         rate = fields.rate(self.step - self.place.begun, self.lengths[self.place.phase])
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
+        if self.step == 0:
+            self._check_encoder(batch.images[:1].to(self.device))
         # What draws from torch's own generator, such as dropout, is seeded here and needs no saved state.
         torch.manual_seed(stream_seed(self.config.seed, "nuclei", self.step, position_in_run()) % 2**63)
         images = batch.images.to(self.device, non_blocking=True)
@@ -377,8 +382,23 @@ class _Trainer:
         if self.device.type == "cpu":
             self._check_finite(self.step + 1)
 
+    def _check_encoder(self, images: Tensor) -> None:
+        """Refuse an encoder whose maps are not finite before it is trained: no rate of learning mends that."""
+        if self.config.network.encoder == REFERENCE:
+            return
+        trunk = self.network.trunk
+        trunk.eval()
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            maps = trunk(trunk.normalize(images))
+        if not all(torch.isfinite(each).all() for each in maps):
+            raise EosinError(
+                f"network.encoder: the features of {self.config.network.encoder} are not finite; its weights are "
+                f"damaged, or overflow in {self.precision}: get them again, or choose another encoder"
+            )
+
     def _advice(self) -> str:
-        return f"the last checkpoint is kept. Lower --{self.phase}.lr or use --precision fp32"
+        kept = "the last checkpoint is kept" if self.saved else "there is no checkpoint yet"
+        return f"{kept}. Lower --{self.phase}.lr or use --precision fp32"
 
     def _check_finite(self, step: int | None = None) -> None:
         if not self.sums.finite():
