@@ -55,10 +55,10 @@ def board_rows(results: Results, encoders: Sequence[str], metrics: Sequence[str]
     cells: dict[tuple[str, Condition], list[Record]] = defaultdict(list)
     for record in results.records:
         cells[record["encoder"], (record["task"], record["protocol"], float(record["fraction"]))].append(record)
-    reasons: dict[tuple[str, str, str], str] = {}
+    reasons: dict[tuple[str, Condition], str] = {}
     for failure in results.failures:
-        key = (failure["encoder"], failure["task"], failure["protocol"])
-        reasons.setdefault(key, f"failed: {failure['reason']}")
+        failed = (failure["task"], failure["protocol"], float(failure["fraction"]))
+        reasons.setdefault((failure["encoder"], failed), f"failed: {failure['reason']}")
     rows: list[dict[str, Any]] = []
     for condition in sorted(lines, key=_task_order(lines)):
         task, protocol, fraction = condition
@@ -67,7 +67,7 @@ def board_rows(results: Results, encoders: Sequence[str], metrics: Sequence[str]
         for encoder in encoders:
             place = {"task": task, "encoder": encoder, "protocol": protocol, "fraction": fraction}
             if encoder not in group:
-                rows.append(place | {"gap": reasons.get((encoder, task, protocol), "not run")})
+                rows.append(place | {"gap": reasons.get((encoder, condition), "not run")})
             else:
                 leads = [metric for metric in metrics if best[metric] is group[encoder]]
                 rows.append(place | _row(group[encoder], cells[encoder, condition], metrics) | {"best": leads})
