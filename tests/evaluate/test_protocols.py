@@ -206,6 +206,11 @@ def test_unknown_protocol_is_refused(name):
         evaluate(probe(), name + "x")
 
 
+def test_a_protocol_without_settings_says_so():
+    with pytest.raises(EosinError, match=r"'shift\?x=1': unknown setting 'x'; 'shift' has no settings$"):
+        open_protocol("shift?x=1")
+
+
 @pytest.mark.parametrize(
     "spec",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -195,3 +196,8 @@ def test_no_validation_images_and_no_pixels_are_said(pixel_task):
     assert all("no validation images" in str(answer.result) for answer in answers)
     with pytest.raises(EosinError, match="needs the images and the encoder"):
         evaluate(task.data, "shift:blur")
+
+
+def test_the_page_names_the_version():
+    page = Path(__file__).parents[2] / "docs" / "shift.md"
+    assert f"Version {ShiftProtocol.version}:" in page.read_text()

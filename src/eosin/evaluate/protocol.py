@@ -285,7 +285,8 @@ def _with_settings(protocol: Protocol, query: str, spec: str) -> Protocol:
         if not separator or not text:
             raise EosinError(f"protocol '{spec}': '{part}' is no setting; settings are written ?key=value&key=value")
         if key not in known:
-            raise EosinError(f"protocol '{spec}': unknown setting '{key}'; {nearest(key, list(known))}")
+            fix = nearest(key, known) if known else f"'{protocol.name}' has no settings"
+            raise EosinError(f"protocol '{spec}': unknown setting '{key}'; {fix}")
         if key in values:
             raise EosinError(f"protocol '{spec}': setting '{key}' is given twice; keep one")
         kind = type(known[key])
