@@ -172,6 +172,18 @@ def test_a_failing_cell_is_listed_and_the_rest_goes_on(configure, monkeypatch, c
     assert {f["task"] for f in read_failures(config.out)} == {"folder:/absent"}
 
 
+def test_an_encoder_that_cannot_run_leaves_a_gap_and_the_rest_goes_on(configure):
+    wrong = {"levit": "random:levit_128s?size=100", "seed": f"random:test_vit?seed={10**23}"}
+    encoders = (*(f"{name}={spec}" for name, spec in wrong.items()), "color=color:stats")
+    config = configure(encoders=encoders)
+    with pytest.raises(EosinError, match="4 of 6 results are missing"):
+        run_benchmark(config)
+    assert {record["encoder"] for record in read_results(config.out)} == {"color"}
+    reasons = {failure["encoder"]: failure["reason"] for failure in read_failures(config.out)}
+    assert "size=100: the network fails on images of 100 px (" in reasons["levit"]
+    assert "must be at most" in reasons["seed"]
+
+
 def test_a_single_wrong_encoder_or_task_is_told_once(configure, capsys):
     for changes in ({"encoders": ("random:resnet19",)}, {"encoders": ("color:stats",), "tasks": ("folder:/absent",)}):
         with pytest.raises(EosinError, match=r"resnet19|/absent"):

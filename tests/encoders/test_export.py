@@ -251,6 +251,9 @@ def test_outputs_and_networks_that_do_not_fit(tmp_path):
     assert message.startswith("test_resnet: torchvision has no such network")
     assert "resnet152" in message
     assert "no weights to export" in refused(load_encoder("color:stats"), tmp_path / "color", "timm")
+    assert "the network fails on images of 7 px (" in refused(
+        load_encoder("random:test_convnext?size=7"), tmp_path / "small", "timm"
+    )
     with pytest.raises(EosinError, match="format 'coreml': valid: safetensors, timm, torchvision, onnx"):
         check_output(tmp_path / "a", "coreml")
     assert {path.name for path in tmp_path.iterdir()} == {"there", "file"}

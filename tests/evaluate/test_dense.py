@@ -96,6 +96,16 @@ def test_what_is_wrong_is_told(tiles, tmp_path):
         open_dense(tmp_path / "maps")
 
 
+@pytest.mark.parametrize("layers", [(-1,), (0, 1)])
+def test_a_network_that_fails_is_one_line(tiles, tmp_path, layers):
+    encoder = load_encoder("random:levit_128s?size=100")
+    with pytest.raises(
+        EosinError, match=r"levit_128s\?seed=0&size=100: the network fails on images of 100 px \("
+    ) as caught:
+        embed_dense(encoder, tiles, tmp_path / "maps", layers=layers, quarantine=Quarantine(None, limit=0.1))
+    assert "\n" not in str(caught.value)
+
+
 def test_values_too_large_for_float16_are_told(tiles, tmp_path):
     class Loud(torch.nn.Module):
         card = load_encoder(SPEC).card

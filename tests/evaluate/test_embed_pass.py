@@ -71,13 +71,38 @@ def test_a_batch_that_was_found_shrinks_where_memory_runs_out(tiles, capsys, err
         embed(Limited(most=3), tiles, batch_size=8)
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(tiles):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("size mismatch\nat a long trace"), "size mismatch"),
+        (AssertionError(), "AssertionError"),
+        (ValueError("too few values"), "too few values"),
+        (TypeError("no tensor"), "no tensor"),
+    ],
+)
+def test_a_network_that_fails_is_one_line_with_its_first(tiles, error, told):
     class Wrong(Limited):
         def forward(self, images):
-            raise RuntimeError("size mismatch")
+            raise error
 
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(EosinError) as caught:
         embed(Wrong(), tiles)
+    assert str(caught.value) == (
+        f"color:stats?size=16: the network fails on images of 16 px ({told}); give it another size, or use another "
+        "encoder"
+    )
+    assert caught.value.__cause__ is error
+
+
+def test_what_a_change_of_the_pixels_raises_is_not_the_networks(tiles):
+    class Change:
+        key = name = "change"
+
+        def __call__(self, images, rows):
+            raise RuntimeError("a fault of ours")
+
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        embed(Limited(), tiles, change=Change())
 
 
 @pytest.mark.parametrize("part", [8, 1024])

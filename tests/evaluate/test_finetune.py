@@ -261,6 +261,22 @@ def test_stochastic_depth_is_drawn_by_row_and_leaves_the_encoder_alone(pixel_tas
     assert not np.array_equal(deep.probabilities, plain.probabilities)
 
 
+def test_a_network_that_fails_only_where_it_is_trained_is_one_line(pixel_task):
+    task = pixel_task()
+    refused = ValueError("Expected more than 1 value per channel when training\nmore")
+
+    def fail(module, images):
+        if module.training:
+            raise refused
+
+    task.encoder.backbone.register_forward_pre_hook(fail)
+    with pytest.raises(
+        EosinError, match=r"fails on images of 32 px \(Expected more than 1 value .* training\);"
+    ) as caught:
+        tuned(QUICK, task)
+    assert caught.value.__cause__ is refused
+
+
 def test_an_encoder_without_weights_is_refused(pixel_task):
     task = pixel_task("color:stats")
     with pytest.raises(EosinError, match="color:stats: has no weights to fine-tune"):
@@ -309,8 +325,6 @@ def test_colors_of_a_preset(pixel_task):
     (changed,) = color_views("pathology", 32, card.mean, card.std)(images, draws)
     assert (changed - plain).abs().mean() > 0.05
     assert tuned(replace(QUICK, preset="pathology"), task).probabilities.shape == (9, 3)
-    with pytest.raises(EosinError, match="unknown preset 'patology'; did you mean 'pathology'"):
-        tuned(replace(QUICK, preset="patology"), task)
 
 
 @pytest.mark.parametrize(
@@ -320,6 +334,8 @@ def test_colors_of_a_preset(pixel_task):
         ("layer_decays=0", "layer_decays must be"),
         ("drop_path=1", "drop_path must be"),
         ("head=one", "head must be zero or probe"),
+        ("preset=patology", r"finetune\?preset=patology': unknown preset 'patology'; did you mean 'pathology'"),
+        ("preset=../presets/none", "unknown preset"),
     ],
 )
 def test_wrong_settings_are_told(settings, message):

@@ -140,6 +140,17 @@ def test_features_of_views_are_the_encoders(pixel_task):
             np.testing.assert_allclose(found[:, view], plain, rtol=1e-4, atol=1e-5)
 
 
+def test_a_network_that_fails_on_views_is_one_line(pixel_task):
+    task = pixel_task()
+
+    def fail(module, images):
+        raise AssertionError("no such size\nmore")
+
+    task.encoder.backbone.register_forward_pre_hook(fail)
+    with pytest.raises(EosinError, match=r"the network fails on images of 32 px \(no such size\);"):
+        features_of(task, None, np.arange(4))
+
+
 def test_views_go_on_after_a_kill_and_are_computed_once(pixel_task, tmp_path, monkeypatch):
     task = pixel_task()
     rows = np.arange(30)

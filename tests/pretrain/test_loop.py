@@ -210,6 +210,10 @@ def test_other_peoples_directories_are_refused(tiny, tmp_path):
             {"encoder__architecture": "test_vit", "encoder__size": 32, "augment__views__global__size": 20},
             r"multiples of its 16 px patches",
         ),
+        (
+            {"encoder__architecture": "test_convnext", "encoder__size": 8},
+            r"test_convnext: the network fails on images of 8 px \(.*\); give it another size",
+        ),
         ({"device": "cuda:9"}, r"no CUDA device is visible"),
         ({"augment__views__global__count": 3}, r"needs the views {'global': 2}, augment.views gives {'global': 3}"),
     ],

@@ -13,6 +13,7 @@ from eosin.core.errors import EosinError, nearest
 from eosin.encoders.attention import choose_attention
 from eosin.encoders.base import Card, Encoder, Feature, check_features
 from eosin.encoders.class_token import class_token, reads_class_token_only
+from eosin.encoders.forward import first_line, lacks_memory
 from eosin.encoders.layers import real_arguments, refuse_loading
 
 __all__ = ["TimmEncoder", "build_encoder", "check_architecture", "create_backbone", "embedding_width"]
@@ -124,7 +125,7 @@ def create_backbone(architecture: str, size: int, **arguments: Any) -> nn.Module
                 continue
             raise
         except AssertionError as error:
-            raise EosinError(f"{architecture}: does not take images of {size} px ({error})") from None
+            raise EosinError(f"{architecture}: does not take images of {size} px ({first_line(error)})") from error
         _check_patches(backbone, architecture, size)
         return backbone
     raise AssertionError("the last attempt has no extra argument to fail on")
@@ -178,6 +179,12 @@ def build_encoder(
         if refused is not None:
             raise EosinError(f"{architecture}: has no option '{refused}'; remove it from encoder.options") from None
         raise
+    except (RuntimeError, ValueError, ZeroDivisionError) as error:
+        if lacks_memory(error):
+            raise
+        raise EosinError(
+            f"{architecture}: cannot be built for images of {size} px ({first_line(error)}); give it another size"
+        ) from error
     card = Card(
         spec=architecture,
         architecture=architecture,

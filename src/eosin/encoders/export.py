@@ -26,6 +26,7 @@ from eosin.core.files import atomic_directory, atomic_file, storage_errors, writ
 from eosin.encoders.backbone import TimmEncoder
 from eosin.encoders.base import Card, Encoder
 from eosin.encoders.files import save_encoder
+from eosin.encoders.forward import forward_errors
 from eosin.encoders.layers import named_layers
 from eosin.encoders.registry import load_encoder
 
@@ -140,7 +141,9 @@ def _placed(out: Path, *, directory: bool) -> Iterator[Path]:
 def _check(encoder: Encoder, function: Function, out: Path, format: str) -> None:
     card = encoder.card
     images = torch.randn(_CHECKED_IMAGES, 3, card.size, card.size, generator=torch.Generator().manual_seed(0))
-    expected, found = encoder(images), function(images)
+    with forward_errors(card, card.size):
+        expected = encoder(images)
+    found = function(images)
     problem = f"shape {list(found.shape)} instead of {list(expected.shape)}"
     if expected.shape == found.shape:
         difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

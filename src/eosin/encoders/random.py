@@ -14,6 +14,9 @@ __all__ = ["load_random"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# PyTorch's generators take no larger one.
+_LARGEST_SEED = 2**64 - 1
+
 
 def load_random(name: str, options: Options) -> Encoder:
     """Build timm's network `name` with weights drawn from `seed` (default 0) for images of `size`.
@@ -22,7 +25,7 @@ def load_random(name: str, options: Options) -> Encoder:
     it was.
     """
     check_architecture(name, f"random:{name}")
-    seed = whole_number(options, "seed", 0, 0)
+    seed = whole_number(options, "seed", 0, 0, _LARGEST_SEED)
     size = whole_number(options, "size", _default_size(name), 1)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would reseed the GPUs' generators too.

@@ -71,8 +71,8 @@ def _options(query: str, spec: str, scheme: Scheme) -> dict[str, str]:
     return options
 
 
-def whole_number(options: Options, key: str, default: int, smallest: int) -> int:
-    """Read an option that is an integer of at least `smallest`.
+def whole_number(options: Options, key: str, default: int, smallest: int, largest: int | None = None) -> int:
+    """Read an option that is an integer of at least `smallest`, and at most `largest` where that is given.
 
     Raises:
         EosinError: If it is not.
@@ -84,6 +84,8 @@ def whole_number(options: Options, key: str, default: int, smallest: int) -> int
         value = smallest - 1
     if value < smallest:
         raise EosinError(f"encoder option {key}={text}: must be a whole number of at least {smallest}")
+    if largest is not None and value > largest:
+        raise EosinError(f"encoder option {key}={text}: must be at most {largest}")
     return value
 
 

@@ -22,6 +22,7 @@ from eosin.core.errors import EosinError
 from eosin.data import Tiles
 from eosin.data.loader import Loaded, RowReader
 from eosin.data.workers import read_ahead
+from eosin.encoders.forward import forward_errors, lacks_memory
 from eosin.evaluate.embed_shards import Layout, Part
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def compute_parts(
         advance: Called with the number of tiles of each batch that is done.
 
     Raises:
-        EosinError: If a value is not finite, the width changes, memory does not suffice or a loading process is killed.
+        EosinError: If the network fails, a value is not finite, the width changes, memory does not suffice or a loading
+            process is killed.
     """
     encoder.to(device)
     with _evaluation_mode(encoder):
@@ -184,7 +186,7 @@ class _Forward:
                 outputs = _encoded(self.encoder, self.work, images[start:stop], rows[start:stop], self.device)
                 pieces.append({name: self._kept(values) for name, values in outputs.items()})
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not lacks_memory(error):
                     raise
                 outputs = None
             if outputs is None:
@@ -245,7 +247,8 @@ def _outputs(encoder: Encoder, work: Pass, images: Tensor, rows: Rows, device: t
         images = work.change(images, rows)
     # Convolutions run faster with the channels last (ResNet-18 on one core: 91 against 75 images/s).
     pixels = images.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16, enabled=work.precision == "bf16"):
+    precision = torch.autocast(device.type, torch.bfloat16, enabled=work.precision == "bf16")
+    with forward_errors(encoder.card, images.shape[-1]), precision:
         if work.dense is None:
             return {FEATURES: encoder(encoder.normalize(pixels))}
         maps = encoder.spatial(encoder.normalize(pixels))
@@ -272,10 +275,10 @@ def check_layers(encoder: Encoder, layers: Sequence[int]) -> None:
         layers: As in `DenseMaps`.
 
     Raises:
-        EosinError: If a layer is not among its feature maps, or it has none.
+        EosinError: If a layer is not among its feature maps, it has none, or it cannot take images of its size.
     """
     size = encoder.card.size
-    with _evaluation_mode(encoder):
+    with _evaluation_mode(encoder), forward_errors(encoder.card, size):
         maps = encoder.spatial(encoder.normalize(torch.zeros(1, 3, size, size, dtype=torch.uint8)))
     _chosen(maps, layers, encoder.card.spec)
 
@@ -299,7 +302,7 @@ def choose_batch(encoder: Encoder, work: Pass, device: torch.device) -> int:
         # The first one also pays for workspaces that stay.
         _, small, large = (_peak(encoder, work, device, count) for count in (1, _TRIAL, 2 * _TRIAL))
     except RuntimeError as error:
-        if not _out_of_memory(error):
+        if not lacks_memory(error):
             raise
         torch.cuda.empty_cache()
         return _TRIAL
@@ -321,10 +324,6 @@ def _peak(encoder: Encoder, work: Pass, device: torch.device, count: int) -> int
 def _power_of_two(value: float) -> int:
     """Return the largest power of two that is at most `value`; 0 below 1."""
     return 1 << int(value).bit_length() - 1 if value >= 1 else 0
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @contextlib.contextmanager

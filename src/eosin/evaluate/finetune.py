@@ -25,7 +25,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from eosin.core.errors import EosinError, StorageError
+from eosin.core.errors import EosinError, StorageError, nearest
+from eosin.core.presets import preset_names
 from eosin.evaluate.protocol import PROTOCOLS, Answer, Fit, Material, Prediction, Protocol
 
 __all__ = ["Finetune", "GridPoint"]
@@ -107,6 +108,9 @@ class Finetune(Protocol):
             raise ValueError("flip must be from 0 to 1")
         if self.head not in ("zero", "probe"):
             raise ValueError("head must be zero or probe")
+        presets = preset_names()
+        if self.preset not in presets:
+            raise ValueError(f"unknown preset '{self.preset}'; {nearest(self.preset, presets)}")
 
     def points(self) -> list[GridPoint]:
         """Return the grid, in the order in which it is walked."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eosin.core.errors import EosinError
+from eosin.encoders.forward import forward_errors
 from eosin.evaluate.pixels import balanced_accuracy_and_loss
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map float32 [B, 3, H, W], normalized, to logits [B, C]."""
-        logits: Tensor = self.head(self.encoder(images))
+        with forward_errors(self.encoder.card, images.shape[-1]):
+            features = self.encoder(images)
+        logits: Tensor = self.head(features)
         return logits
 
 

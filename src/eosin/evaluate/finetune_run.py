@@ -16,6 +16,8 @@ from torch import Tensor
 from eosin.core.console import progress_bar
 from eosin.core.errors import EosinError
 from eosin.core.files import writable_directory
+from eosin.core.presets import preset_folder
+from eosin.encoders.forward import lacks_memory
 from eosin.evaluate.finetune_network import Classifier, build_classifier, probe_head
 from eosin.evaluate.finetune_training import Progress, Training, newest_or_none
 from eosin.evaluate.pixels import (
@@ -52,21 +54,11 @@ def color_views(preset: str, size: int, mean: Sequence[float], std: Sequence[flo
         size: Side of the views in px.
         mean: Of R, G, B in 0..1.
         std: Of R, G, B in 0..1.
-
-    Raises:
-        EosinError: If there is no such preset.
     """
-    from importlib import resources
-
     from eosin.augment import AugmentConfig, Views
     from eosin.core.config import read_yaml
-    from eosin.core.errors import nearest
 
-    folder = Path(str(resources.files("eosin") / "presets"))
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    if preset not in names:
-        raise EosinError(f"finetune: unknown preset '{preset}'; {nearest(preset, names)}")
-    fields = dict(read_yaml(folder / f"{preset}.yaml")["every_view"])
+    fields = dict(read_yaml(preset_folder() / f"{preset}.yaml")["every_view"])
     # The crop and the flips are the protocol's: here the whole view is taken, which resamples nothing.
     fields |= {"horizontal_flip": 0.0, "vertical_flip": 0.0}
     fields |= {"count": 1, "size": size, "scale": [1.0, 1.0], "ratio": [1.0, 1.0]}
@@ -251,7 +243,6 @@ def _memory_errors(device: torch.device) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # On a CPU, PyTorch gives this no class of its own.
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not lacks_memory(error):
             raise
         raise EosinError(f"finetune: not enough memory on {device}; use smaller batches, finetune?batch=16") from error

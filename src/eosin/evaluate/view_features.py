@@ -15,6 +15,7 @@ import torch
 from eosin.core.console import progress_bar, warn
 from eosin.core.errors import EosinError
 from eosin.core.files import atomic_file, short_hash, writable_directory
+from eosin.encoders.forward import forward_errors
 from eosin.evaluate.pixels import CropLaw, DrawnViews, Pixels, drawn_views, exact_convolutions, pick_device
 
 __all__ = ["ViewFeatures"]
@@ -69,7 +70,8 @@ class ViewFeatures:
             rows: int64, ascending, each once.
 
         Raises:
-            EosinError: If a feature is not finite, a tile cannot be read any more, or the disk is full.
+            EosinError: If the network fails, a feature is not finite, a tile cannot be read any more, or the disk is
+                full.
         """
         result = self._room((len(rows), self.views, self.pixels.encoder.width))
         shards = [(int(number), rows[rows // SHARD == number]) for number in np.unique(rows // SHARD)]
@@ -137,7 +139,8 @@ class ViewFeatures:
         values = []
         for images in pixels.flatten(0, 1).split(_BATCH):
             ready = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            precision = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+            with forward_errors(encoder.card, self.law.size), precision:
                 features = encoder(encoder.normalize(ready))
             values.append(features.float().cpu())
         features = torch.cat(values).view(self.views, len(rows), -1).transpose(0, 1).contiguous().numpy()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from eosin.core.errors import EosinError
 from eosin.encoders import Encoder
+from eosin.encoders.forward import FORWARD_ERRORS, first_line
 from eosin.nuclei.config import Geometry
 from eosin.nuclei.trunks import Trunk, initialize
 
@@ -89,12 +90,11 @@ class PyramidTrunk(Trunk):
         self.encoder.eval()
         try:
             maps = self.encoder.spatial(torch.zeros(1, 3, self.side, self.side))
-        except (AssertionError, RuntimeError, ValueError, TypeError) as error:
-            problem = (str(error).splitlines() or [type(error).__name__])[0]
+        except FORWARD_ERRORS as error:
             raise EosinError(
-                f"{self.encoder.card.spec}: gives no feature maps of {self.side} px ({problem}); add "
+                f"{self.encoder.card.spec}: gives no feature maps of {self.side} px ({first_line(error)}); add "
                 f"?size={self.side} to it, or use another encoder"
-            ) from None
+            ) from error
         finally:
             self.encoder.train(training)
         shapes = [(level.shape[1], level.shape[-1]) for level in maps]

@@ -8,6 +8,7 @@ import torch
 
 from eosin.core.errors import EosinError
 from eosin.encoders import Encoder, build_encoder
+from eosin.encoders.forward import FORWARD_ERRORS, first_line, forward_errors
 from eosin.methods import METHODS, Method
 from eosin.pretrain.config import PretrainConfig
 
@@ -58,7 +59,7 @@ def check_crops(method: Method, config: PretrainConfig) -> None:
     """Refuse views that the network cannot take, by giving it one image of each size.
 
     Raises:
-        EosinError: Naming the view and a size that fits.
+        EosinError: Naming the view and a size that fits; or if it cannot take images of its own size.
     """
     encoder = method.encoder
     patch = getattr(getattr(encoder.backbone, "patch_embed", None), "patch_size", None)
@@ -77,10 +78,12 @@ def check_crops(method: Method, config: PretrainConfig) -> None:
             )
         try:
             encoder(torch.zeros(1, 3, view.size, view.size))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            problem = str(error).splitlines()[0]
+        except FORWARD_ERRORS as error:
             raise EosinError(
                 f"{where}: {config.encoder.architecture} built for encoder.size {config.encoder.size} cannot take it "
-                f"({problem}); give the views that size, or use another network"
-            ) from None
+                f"({first_line(error)}); give the views that size, or use another network"
+            ) from error
+    # Whoever takes the encoder gives it images of this size, the online probe first.
+    with forward_errors(encoder.card, encoder.card.size):
+        encoder(torch.zeros(1, 3, encoder.card.size, encoder.card.size))
     encoder.train(training)

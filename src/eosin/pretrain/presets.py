@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from eosin.augment import AugmentConfig, BlurConfig, ViewConfig
 from eosin.core.config import Config, apply_overrides, flatten, read_yaml
 from eosin.core.errors import EosinError, nearest
+from eosin.core.presets import preset_folder, preset_names
 from eosin.methods import METHODS
 
 __all__ = ["EVERY_VIEW", "preset_names", "preset_views", "published_views", "with_preset", "without_switches"]
@@ -35,17 +34,8 @@ class _Preset(Config):
     every_view: dict[str, Any]
 
 
-def _folder() -> Path:
-    return Path(str(resources.files("eosin") / "presets"))
-
-
-def preset_names() -> list[str]:
-    """Return the names of the presets."""
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
-
-
 def _load(name: Any) -> _Preset:
-    path = _folder() / f"{name}.yaml"
+    path = preset_folder() / f"{name}.yaml"
     if not isinstance(name, str) or "/" in name or not path.is_file():
         raise EosinError(f"field 'augment.preset': unknown preset '{name}'; {nearest(str(name), preset_names())}")
     return _Preset.parse(read_yaml(path), f"preset {name}")
