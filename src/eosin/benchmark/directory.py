@@ -56,8 +56,8 @@ def check_directory(out: Path) -> None:
         cells = {path.stem for path in (out / CELLS).glob("*.json")}
     if not all(_is_replaceable(line, cells) for line in lines if line.strip()):
         raise EosinError(
-            f"{out}: {RESULTS} holds results whose {CELLS}/ are not there; copy {CELLS}/ and predictions/ too, or "
-            "choose another --out"
+            f"{out}: {RESULTS} holds results whose {CELLS}/ are not there; copy {CELLS}/ and predictions/ too, choose "
+            f"another --out, or, to give them up, remove {RESULTS}"
         )
 
 

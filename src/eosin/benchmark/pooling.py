@@ -19,7 +19,7 @@ from eosin.benchmark.record import (
     Standing,
     condition,
     is_nuclei,
-    newest,
+    of_newest_version,
     read_leaderboard,
     version_of,
 )
@@ -69,7 +69,7 @@ def _earlier_lines(out: Path) -> list[Standing]:
 
 def _by_cell(records: Sequence[Record]) -> dict[Cell, list[Record]]:
     cells: dict[Cell, list[Record]] = defaultdict(list)
-    for record in newest(records):
+    for record in of_newest_version(records):
         cells[condition(record)].append(record)
     return cells
 

@@ -29,7 +29,7 @@ __all__ = [
     "condition",
     "identity",
     "is_nuclei",
-    "newest",
+    "of_newest_version",
     "read_comparisons",
     "read_failures",
     "read_leaderboard",
@@ -284,7 +284,7 @@ def condition(record: Mapping[str, Any]) -> tuple[str, str, str, float]:
     return (record["encoder"], record["task"], record["protocol"], float(record["fraction"]))
 
 
-def newest(records: Sequence[Record]) -> list[Record]:
+def of_newest_version(records: Sequence[Record]) -> list[Record]:
     """Leave out the records of older versions of a protocol where the same encoder has newer ones.
 
     Seeds of two versions are no repetitions of one another; averaged, they would be a number of neither.

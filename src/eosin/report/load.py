@@ -25,7 +25,7 @@ from eosin.benchmark.record import (
     Standing,
     identity,
     is_nuclei,
-    newest,
+    of_newest_version,
     read_comparisons,
     read_failures,
     read_ranks,
@@ -166,7 +166,7 @@ def load_results(out: Path) -> Results:
     """
     everything = read_results(out)
     present = {identity(record) for record in everything}
-    records = newest(everything)
+    records = of_newest_version(everything)
     keys = {str(record.get("key", "")) for record in records}
     missing: list[str] = []
     of_tiles = [record for record in records if not is_nuclei(record)]
