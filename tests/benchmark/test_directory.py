@@ -35,7 +35,7 @@ def test_results_whose_cells_are_gone_are_not_dropped(configure):
     run_benchmark(config)
     shutil.rmtree(config.out / "cells")
     before = contents(config.out)
-    with pytest.raises(EosinError, match="or choose another --out"):
+    with pytest.raises(EosinError, match="choose another --out"):
         run_benchmark(configure(encoders=("histogram=color:histogram",), protocols=("knn",)))
     assert contents(config.out) == before
 
