@@ -122,8 +122,12 @@ class LocalPool:
     def close(self) -> None:
         """End all processes, whatever they do."""
         processes, results = _processes(self._executor), self._executor._result_queue
+        thread: Any = self._executor._executor_manager_thread
         self._executor.shutdown(wait=False, cancel_futures=True)
         _end(processes, results)
+        # The interpreter's end wakes a thread that is left, and complains when it closes its pipe at that moment.
+        if thread is not None:
+            thread.join(_HEARTBEAT)
 
 
 def _processes(executor: ProcessPoolExecutor) -> list[Any]:
