@@ -17,7 +17,8 @@ from rich.console import Console
 import eosin.benchmark.nuclei_scoring as scoring
 from eosin.benchmark import BenchmarkConfig, print_table, read_failures, read_results, run_benchmark
 from eosin.benchmark.nuclei_gallery import NUCLEI_SCHEMA
-from eosin.benchmark.record import Record, read_comparisons, read_leaderboard, read_ranks
+from eosin.benchmark.reading import read_comparisons, read_leaderboard, read_ranks
+from eosin.benchmark.record import Record
 from eosin.benchmark.table import _brief
 from eosin.core.errors import EosinError
 from eosin.nuclei.datasets import open_nuclei

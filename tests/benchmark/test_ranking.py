@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from eosin.benchmark.ranking import rank_encoders
-from eosin.benchmark.record import read_ranks
+from eosin.benchmark.reading import read_ranks
 
 
 def line(encoder, task, value, protocol="knn", fraction=1.0, seed=0, task_hash="t", **more):

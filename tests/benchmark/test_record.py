@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from eosin.benchmark.record import FAILURES, RESULTS, read_failures, read_results
+from eosin.benchmark.reading import read_failures, read_results
+from eosin.benchmark.record import FAILURES, RESULTS
 from eosin.core.errors import EosinError
 
 ABOUT = {"encoder": "a", "task": "t", "protocol": "knn", "fraction": 1.0, "seed": 0}

@@ -17,7 +17,8 @@ from rich.console import Console
 import eosin.benchmark.scoring as scoring_module
 from eosin.benchmark import print_table, read_failures, read_results, run_benchmark
 from eosin.benchmark.maps import lay_out, umap_layout
-from eosin.benchmark.record import Record, read_comparisons
+from eosin.benchmark.reading import read_comparisons
+from eosin.benchmark.record import Record
 from eosin.core.errors import EosinError, StorageError
 from eosin.core.files import DirectoryLock
 from eosin.evaluate import PROTOCOLS, FeatureProtocol, Prediction

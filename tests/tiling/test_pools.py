@@ -45,7 +45,9 @@ def test_closing_ends_what_is_under_way() -> None:
     _, process = pool.next()
     pool.submit("long", time.sleep, 600.0)
     time.sleep(0.2)
+    thread = pool._executor._executor_manager_thread
     pool.close()
+    assert not thread.is_alive()
     gone(process)
 
 

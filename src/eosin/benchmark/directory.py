@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,8 @@ import pyarrow.parquet as pq
 from eosin.benchmark.cells import CELLS
 from eosin.benchmark.galleries import GALLERIES
 from eosin.benchmark.maps import MAPS
-from eosin.benchmark.record import (
-    COMPARISONS,
-    FAILURES,
-    LEADERBOARD,
-    RANKS,
-    RESULTS,
-    Record,
-    check_record,
-    is_nuclei,
-)
+from eosin.benchmark.reading import check_record
+from eosin.benchmark.record import COMPARISONS, FAILURES, LEADERBOARD, RANKS, RESULTS, Record, is_nuclei
 from eosin.core.errors import EosinError
 from eosin.core.files import storage_errors
 from eosin.evaluate.cells import load_cells
@@ -70,30 +63,30 @@ def _is_replaceable(line: bytes, cells: set[str]) -> bool:
     return isinstance(record, dict) and str(record.get("key")) in cells
 
 
+_TEXTS = ("key", "fingerprint", "task_hash", "grouping", "predictions", "created")
+
+
 def load_done(out: Path) -> dict[str, Record]:
     """Read the cells that are done by their keys; a damaged one, or one without whole predictions, is not done.
 
     Args:
         out: The directory, locked.
     """
-
-    def check(record: dict[str, Any]) -> None:
-        try:
-            check_record(record, "")
-        except EosinError as error:
-            raise ValueError from error
-        if not all(isinstance(record[name], str) for name in _TEXTS) or not isinstance(record["classes"], list):
-            raise ValueError
-        needed = {"name", "group"}
-        if not is_nuclei(record):
-            needed |= {"truth", "predicted", *(f"p_{name}" for name in record["classes"])}
-        if not needed <= _columns(out / record["predictions"]):
-            raise ValueError
-
-    return load_cells(out, CELLS, check)
+    return load_cells(out, CELLS, partial(_check_done, out))
 
 
-_TEXTS = ("key", "fingerprint", "task_hash", "grouping", "predictions", "created")
+def _check_done(out: Path, record: dict[str, Any]) -> None:
+    try:
+        check_record(record, "")
+    except EosinError as error:
+        raise ValueError from error
+    if not all(isinstance(record[name], str) for name in _TEXTS) or not isinstance(record["classes"], list):
+        raise ValueError
+    needed = {"name", "group"}
+    if not is_nuclei(record):
+        needed |= {"truth", "predicted", *(f"p_{name}" for name in record["classes"])}
+    if not needed <= _columns(out / record["predictions"]):
+        raise ValueError
 
 
 def is_drawn(path: Path) -> bool:

@@ -8,15 +8,8 @@ from pathlib import Path
 
 from eosin.benchmark.pooling import compare, leaderboard
 from eosin.benchmark.ranking import rank_encoders
-from eosin.benchmark.record import (
-    COMPARISONS,
-    LEADERBOARD,
-    RANKS,
-    Comparison,
-    Record,
-    compared_metric,
-    read_comparisons,
-)
+from eosin.benchmark.reading import read_comparisons
+from eosin.benchmark.record import COMPARISONS, LEADERBOARD, RANKS, Comparison, Record, compared_metric
 from eosin.core.errors import EosinError
 from eosin.core.files import write_json_lines
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.benchmark.nuclei_scores import per_image, pooled_intervals
+from eosin.benchmark.reading import read_leaderboard
 from eosin.benchmark.record import (
     Comparison,
     Estimate,
@@ -20,7 +21,6 @@ from eosin.benchmark.record import (
     condition,
     is_nuclei,
     of_newest_version,
-    read_leaderboard,
     version_of,
 )
 from eosin.core.draws import stream_seed
@@ -62,7 +62,7 @@ def leaderboard(out: Path, records: Sequence[Record]) -> list[Standing]:
 def _earlier_lines(out: Path) -> list[Standing]:
     """Lines of an earlier call; those that are damaged are made again."""
     try:
-        return [line for line in read_leaderboard(out) if line.keys() >= Standing.__annotations__.keys()]
+        return read_leaderboard(out)
     except EosinError:
         return []
 

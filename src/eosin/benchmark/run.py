@@ -17,6 +17,7 @@ from eosin.benchmark.maps import MAPS, map_path, write_map
 from eosin.benchmark.nuclei_protocol import NucleiAsked, fitting_tasks, open_asked
 from eosin.benchmark.nuclei_scoring import NucleiWork
 from eosin.benchmark.nuclei_task import OpenNuclei, is_nuclei_spec, open_nuclei_task
+from eosin.benchmark.reading import read_failures
 from eosin.benchmark.record import (
     FAILURES,
     RESULTS,
@@ -26,7 +27,6 @@ from eosin.benchmark.record import (
     compared_metric,
     identity,
     is_nuclei,
-    read_failures,
 )
 from eosin.benchmark.scoring import Work, check_places, conditions
 from eosin.benchmark.table import print_table

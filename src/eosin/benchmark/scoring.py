@@ -19,6 +19,7 @@ from eosin.core.files import short_hash
 from eosin.data import Quarantine, default_workers
 from eosin.evaluate import Asked, Embeddings, Material, ProbeData, embed, fit_of, material_of, probe_data
 from eosin.evaluate.embed import PixelChange, Places
+from eosin.tiling.pools import ray_address
 
 __all__ = ["Cell", "Work", "check_places", "conditions"]
 
@@ -38,11 +39,8 @@ def check_places(config: BenchmarkConfig) -> None:
         EosinError: If a device does not exist, both devices and a cluster are given, or the address is none.
     """
     Places(devices=config.devices, ray=config.ray)
-    if config.ray is None or config.ray in ("auto", "local"):
-        return
-    host, _, port = config.ray.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise EosinError(f"--ray {config.ray}: write HOST:PORT, such as head-node:6379, or auto, or local")
+    if config.ray is not None:
+        ray_address(config.ray)
 
 
 @dataclass(eq=False)

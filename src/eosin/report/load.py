@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from eosin.benchmark.galleries import SCHEMA
 from eosin.benchmark.pooling import leaderboard
+from eosin.benchmark.reading import read_comparisons, read_failures, read_ranks, read_results
 from eosin.benchmark.record import (
     Comparison,
     Failure,
@@ -26,10 +27,6 @@ from eosin.benchmark.record import (
     identity,
     is_nuclei,
     of_newest_version,
-    read_comparisons,
-    read_failures,
-    read_ranks,
-    read_results,
 )
 from eosin.core.errors import EosinError
 from eosin.core.files import read_json_lines

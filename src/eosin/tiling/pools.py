@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from eosin.core.errors import EosinError
 from eosin.core.server import end_with_parent, start_server
 
-__all__ = ["PATIENCE", "LocalPool", "Pool", "ProcessDied", "RayPool"]
+__all__ = ["PATIENCE", "LocalPool", "Pool", "ProcessDied", "RayPool", "ray_address"]
 
 Task = Callable[..., Any]
 
@@ -148,15 +148,30 @@ def _end(processes: Sequence[Any], results: Any) -> None:
         results._writer.close()
 
 
+def ray_address(address: str) -> tuple[str, str] | None:
+    """Return host and port of a Ray cluster; None of "auto" and "local".
+
+    Raises:
+        EosinError: If the address is none.
+    """
+    if address in ("auto", "local"):
+        return None
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise EosinError(f"--ray {address}: write HOST:PORT, such as head-node:6379, or auto, or local")
+    return host, port
+
+
 def _knock(address: str) -> None:
     """Make sure that something listens: Ray itself would wait for minutes, and complain in a language of its own.
 
     Raises:
         EosinError: If nothing does, or the address is none.
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise EosinError(f"--ray {address}: write HOST:PORT, such as head-node:6379, or auto, or local")
+    place = ray_address(address)
+    if place is None:
+        return
+    host, port = place
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
@@ -185,8 +200,7 @@ class RayPool:
         except ImportError:
             raise EosinError("--ray: Ray is not installed; pip install 'eosin[ray]'") from None
         self._ray = ray
-        if address not in ("auto", "local"):
-            _knock(address)
+        _knock(address)
         try:
             ray.init(
                 address=None if address == "local" else address,

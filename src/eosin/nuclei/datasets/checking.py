@@ -82,7 +82,7 @@ def _read_all(found: NucleiSet, about: About) -> list[Checked]:
 def look_over(found: NucleiSet) -> None:
     """Make sure that the labels of all sides can be used, before time goes into a training.
 
-    Those of the test side are else read at its end. Pixels are not read: a thousand images take some seconds.
+    Those of the test side are else read at its end. Pixels are not read.
 
     Raises:
         EosinError: Of the first image whose labels are at fault; or if no training image has a nucleus.
