@@ -37,8 +37,10 @@ def test_what_determines_a_training_is_in_its_settings():
     assert plain != open_hovernet("hovernet:finetune")[0].settings()
     assert plain != open_hovernet("hovernet:frozen?loss.hv_mse=2")[0].settings()
     assert plain == open_hovernet("hovernet:frozen?width=1")[0].settings()
-    # A field that came later: results from before it stay known.
+    # Fields that came later: results from before them stay known.
     assert "targets" not in plain
+    assert "trunk" not in plain["network"]
+    assert open_hovernet("hovernet:frozen?trunk=pyramid")[0].settings()["network"]["trunk"] == "pyramid"
     exact = open_hovernet("hovernet:frozen?targets.center=exact")[0].settings()
     assert exact == plain | {"targets": {"center": "exact", "small": 30}}
     # What the benchmark sets cell by cell, and what changes nothing.

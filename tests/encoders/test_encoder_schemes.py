@@ -57,6 +57,15 @@ def test_a_wrong_spec_is_one_line_with_the_fix(spec: str, part: str) -> None:
     assert part in one_line(spec)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_too_little_memory_to_build_a_network_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("eosin.encoders.backbone.create_backbone", no_memory)
+    assert one_line("random:resnet18").startswith("resnet18: not enough memory to build it; ")
+
+
 def test_random_is_a_function_of_the_seed_and_leaves_every_generator_alone() -> None:
     states = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
     first = load_encoder("random:vit_tiny_patch16_224?seed=1&size=96")

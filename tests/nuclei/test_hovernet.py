@@ -102,6 +102,24 @@ class TestTrunks:
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
 
+    def test_a_resnet_under_a_pyramid_stays_as_it_is(self):
+        encoder = load_encoder("random:test_resnet").eval()
+        images = torch.rand(1, 3, 128, 128)
+        with torch.no_grad():
+            alone = encoder.spatial(images)
+        network = build_network(NetworkConfig(width=WIDTH, window=128, trunk="pyramid"), encoder, 0).eval()
+        assert isinstance(network.trunk, PyramidTrunk)
+        with torch.no_grad():
+            inside = network.trunk.encoder.spatial(images)
+            levels = network.trunk(images)
+        assert all(torch.equal(one, other) for one, other in zip(alone, inside, strict=True))
+        assert [level.shape[-1] for level in levels] == [128, 64, 32, 16]
+        # What the encoder sees reaches every level.
+        network.trunk.image = None
+        with torch.no_grad():
+            plain, changed = network.trunk(images), network.trunk(images.flip(2))
+        assert all(not torch.allclose(one, other) for one, other in zip(plain, changed, strict=True))
+
     def test_a_stem_at_stride_1_holds_what_it_gave_at_stride_2(self):
         images = torch.rand(1, 3, 40, 40)
         encoders = [load_encoder("random:test_resnet") for _ in range(3)]

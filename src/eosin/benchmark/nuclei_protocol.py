@@ -49,6 +49,7 @@ _SHORT: dict[str, tuple[str, ...]] = {
     "width": ("network.width",),
     "window": ("network.window",),
     "geometry": ("network.geometry",),
+    "trunk": ("network.trunk",),
     "types": ("network.types",),
     "patience": ("validation.patience",),
 }
@@ -88,8 +89,11 @@ class NucleiAsked:
         plain["network"].pop("encoder")
         for name in ("seed", "precision", "data", *FREE_FIELDS):
             plain.pop(name.partition(".")[0], None)
-        if self.config.targets == TargetsConfig():  # so that results from before there was a choice stay known
+        # Results from before there was a choice stay known.
+        if self.config.targets == TargetsConfig():
             plain.pop("targets")
+        if self.config.network.trunk == "fine":
+            plain["network"].pop("trunk")
         return plain
 
 

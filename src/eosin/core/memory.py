@@ -1,4 +1,4 @@
-"""Memory that a step frees stays with the process for the next step."""
+"""Memory: what a step frees stays with the process for the next, and which error says that there is too little."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import ctypes
 import os
 import platform
 
-__all__ = ["keep_freed_memory"]
+import torch
+
+__all__ = ["keep_freed_memory", "lacks_memory"]
 
 # Parameters of glibc's mallopt(3), and the environment variables that set them.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -30,3 +32,9 @@ def keep_freed_memory() -> bool:
     # glibc before 2.35 takes no threshold above 32 MiB.
     raised = any(library.mallopt(_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25))
     return raised and bool(library.mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice."""
+    # On a CPU, PyTorch gives this no class of its own.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

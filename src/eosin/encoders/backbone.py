@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from eosin.core.errors import EosinError, nearest
+from eosin.core.memory import lacks_memory
 from eosin.encoders.attention import choose_attention
 from eosin.encoders.base import Card, Encoder, Feature, check_features
 from eosin.encoders.class_token import class_token, reads_class_token_only
-from eosin.encoders.forward import first_line, lacks_memory
+from eosin.encoders.forward import first_line
 from eosin.encoders.layers import real_arguments, refuse_loading
 
 __all__ = ["TimmEncoder", "build_encoder", "check_architecture", "create_backbone", "embedding_width"]
@@ -164,7 +165,8 @@ def build_encoder(
         options: Further arguments of `timm.create_model`, such as `zero_init_last`.
 
     Raises:
-        EosinError: If timm does not know the name, or the network cannot take the size or an option.
+        EosinError: If timm does not know the name, or the network cannot take the size or an option, or memory does not
+            suffice.
     """
     check_architecture(architecture, "encoder")
     refuse_loading(options or {}, architecture)
@@ -179,9 +181,11 @@ def build_encoder(
         if refused is not None:
             raise EosinError(f"{architecture}: has no option '{refused}'; remove it from encoder.options") from None
         raise
-    except (RuntimeError, ValueError, ZeroDivisionError) as error:
+    except (RuntimeError, ValueError, ZeroDivisionError, MemoryError) as error:
         if lacks_memory(error):
-            raise
+            raise EosinError(
+                f"{architecture}: not enough memory to build it; give a smaller architecture, or use a larger machine"
+            ) from error
         raise EosinError(
             f"{architecture}: cannot be built for images of {size} px ({first_line(error)}); give it another size"
         ) from error

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import torch
-
 from eosin.core.errors import EosinError
+from eosin.core.memory import lacks_memory
 from eosin.encoders.base import Card
 
-__all__ = ["FORWARD_ERRORS", "first_line", "forward_errors", "lacks_memory"]
+__all__ = ["FORWARD_ERRORS", "first_line", "forward_errors"]
 
 FORWARD_ERRORS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError, ZeroDivisionError)
-"""What networks raise for images that they cannot take, an error of memory among them: see `lacks_memory`."""
+"""What networks raise for images that they cannot take, an error of memory among them: see `core.memory`."""
 
 
 @contextlib.contextmanager
@@ -41,9 +40,3 @@ def forward_errors(card: Card, size: int) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error, or its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice."""
-    # On a CPU, PyTorch gives this no class of its own.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

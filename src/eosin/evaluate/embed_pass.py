@@ -19,10 +19,11 @@ from torch import Tensor
 
 from eosin.core.console import warn
 from eosin.core.errors import EosinError
+from eosin.core.memory import lacks_memory
 from eosin.data import Tiles
 from eosin.data.loader import Loaded, RowReader
 from eosin.data.workers import read_ahead
-from eosin.encoders.forward import forward_errors, lacks_memory
+from eosin.encoders.forward import forward_errors
 from eosin.evaluate.embed_shards import Layout, Part
 
 if TYPE_CHECKING:

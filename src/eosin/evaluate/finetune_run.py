@@ -16,8 +16,8 @@ from torch import Tensor
 from eosin.core.console import progress_bar
 from eosin.core.errors import EosinError
 from eosin.core.files import writable_directory
+from eosin.core.memory import lacks_memory
 from eosin.core.presets import preset_folder
-from eosin.encoders.forward import lacks_memory
 from eosin.evaluate.finetune_network import Classifier, build_classifier, probe_head
 from eosin.evaluate.finetune_training import Progress, Training, newest_or_none
 from eosin.evaluate.pixels import (

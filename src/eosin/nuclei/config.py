@@ -25,12 +25,14 @@ __all__ = [
     "PhaseConfig",
     "PhaseName",
     "PostprocessConfig",
+    "TrunkName",
     "ValidationConfig",
 ]
 
 Geometry = Literal["original", "fast"]
 Freeze = Literal["full", "reference"]
 PhaseName = Literal["decoder", "whole"]
+TrunkName = Literal["fine", "pyramid"]
 
 GEOMETRIES: dict[Geometry, tuple[int, int]] = {"original": (270, 80), "fast": (256, 164)}
 """Published sides in pixels of the input window and of the output, which lies in its middle."""
@@ -72,6 +74,9 @@ class NetworkConfig(Config):
     """Factor on the channels of the decoders."""
     types: bool = True
     """Learn the types of nuclei where the set has them."""
+    trunk: TrunkName = "fine"
+    """What becomes of a ResNet: fine sets its stem to stride 1, as HoVer-Net does; pyramid leaves it at the resolution
+    that it was trained at, under the pyramid that other encoders get, at a sixteenth of the encoder's cost."""
     pixels: bool = True
     """Add a convolution of the image itself to the finest map of encoders whose own maps are coarser than 2 px."""
 

@@ -78,7 +78,7 @@ def build_network(
 
     Args:
         config: Geometry and width; `config.encoder` is read for the paper's network only.
-        encoder: Taken over and, where it is a ResNet, changed: see `ResNetTrunk`. None for the paper's own network.
+        encoder: Taken over and, where it becomes a `ResNetTrunk`, changed. None for the paper's own network.
         classes: Types of nuclei; 0 for none.
         seed: Of the draws.
         where: What to name in an error.
@@ -97,7 +97,7 @@ def _trunk(config: NetworkConfig, encoder: Encoder | None, where: str) -> Trunk:
         return PreactResNet50(config.geometry)
     if not any(True for _ in encoder.backbone.parameters()):
         raise EosinError(f"{where}: {encoder.card.spec} has no weights and no feature maps; choose a network")
-    if ResNetTrunk.fits(encoder):
+    if config.trunk == "fine" and ResNetTrunk.fits(encoder):
         return ResNetTrunk(encoder, config.geometry)
     from eosin.nuclei.pyramid import PyramidTrunk
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eosin.core.errors import EosinError
+from eosin.core.memory import lacks_memory
 
 __all__ = ["check_weights", "memory_errors"]
 
@@ -28,8 +29,7 @@ def memory_errors(device: torch.device, advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # On a CPU, PyTorch gives this no class of its own.
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not lacks_memory(error):
             raise
         raise EosinError(f"not enough memory on {device}; {advice}") from error
 
