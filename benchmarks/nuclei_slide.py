@@ -20,7 +20,7 @@ import tifffile
 import torch
 
 from eosin.encoders import load_encoder
-from eosin.nuclei.config import GEOMETRIES, NetworkConfig, PostprocessConfig
+from eosin.nuclei.config import NetworkConfig, PostprocessConfig
 from eosin.nuclei.model import Maps, build_network, window_maps
 from eosin.nuclei.predict import PredictConfig, predict
 from eosin.nuclei.targets import targets
@@ -38,8 +38,8 @@ class Timed:
 
     def __init__(self, config: NetworkConfig, device: torch.device) -> None:
         self.device = device
-        self.window, self.output = GEOMETRIES[config.geometry]
         network = build_network(config, load_encoder(config.encoder), len(self.classes))
+        self.window, self.output = network.window, network.kept
         self._network = network.to(device).to(memory_format=torch.channels_last)
         self._precision = "bf16" if device.type == "cuda" else "fp32"
 

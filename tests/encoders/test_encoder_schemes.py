@@ -62,8 +62,8 @@ def test_too_little_memory_to_build_a_network_is_one_line(error: Exception, monk
     def no_memory(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("eosin.encoders.backbone.create_backbone", no_memory)
-    assert one_line("random:resnet18").startswith("resnet18: not enough memory to build it; ")
+    monkeypatch.setattr("timm.create_model", no_memory)
+    assert one_line("random:resnet18").startswith("resnet18: not enough memory to build it for images of 224 px; ")
 
 
 def test_random_is_a_function_of_the_seed_and_leaves_every_generator_alone() -> None:

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from eosin.core.errors import EosinError
 from eosin.evaluate import PROTOCOLS, Fit, Material, ProbeData, evaluate
 from eosin.evaluate.fewshot import SHOTS, FewShot, draw_supports
-from eosin.evaluate.fewshot_heads import solve_logistic
+from eosin.evaluate.fewshot_heads import decide, logistic_heads, simpleshot_heads, solve_logistic
 from eosin.evaluate.predictions import load_predictions
 from eosin.evaluate.statistics import predicted_intervals
 
@@ -71,7 +71,7 @@ def test_decisions_are_those_of_plain_loops(kind, shots, classes):
     assert got.votes
 
 
-@pytest.mark.parametrize(("classes", "strength"), [(2, 0.1), (2, 10.0), (5, 1.0), (5, 1000.0)])
+@pytest.mark.parametrize(("classes", "strength"), [(2, 0.1), (2, 10.0), (5, 1.0), (5, 100.0), (5, 1000.0)])
 def test_logistic_probabilities_are_scikit_learns(classes, strength):
     rng = np.random.default_rng(1)
     labels = np.arange(classes * 6) % classes
@@ -86,6 +86,42 @@ def test_logistic_probabilities_are_scikit_learns(classes, strength):
         got /= got.sum(axis=1, keepdims=True)
         model = LogisticRegression(C=strength, tol=1e-10, solver="newton-cholesky").fit(part, labels)
         np.testing.assert_allclose(got, model.predict_proba(tests), atol=1e-4)
+
+
+@pytest.mark.parametrize("strength", [1e-8, 1e-4, 10.0])
+def test_classes_of_other_sizes_move_the_bias_as_in_scikit_learn(strength):
+    """It is not penalized: a search that a strong penalty ends at once would leave it at 0."""
+    labels = np.repeat([0, 1, 2], [7, 2, 4])
+    z = np.random.default_rng(2).normal(size=(1, len(labels), 6))
+    stack = torch.as_tensor(z)
+    weights, bias = solve_logistic(stack @ stack.transpose(1, 2), torch.as_tensor(labels), strength)
+    logits = z[0] @ z[0].T @ weights[0].numpy() + bias[0].numpy()
+    got = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    model = LogisticRegression(C=strength, tol=1e-10, solver="newton-cholesky").fit(z[0], labels)
+    np.testing.assert_allclose(got, model.predict_proba(z[0]), atol=1e-5)
+
+
+def test_a_fit_is_the_same_whatever_is_fitted_beside_it():
+    """Each search ends by itself: those that are done stay where they are."""
+    rng = np.random.default_rng(3)
+    labels = torch.arange(15) % 3
+    parts = [torch.as_tensor(rng.normal(size=(15, 8)) * scale) for scale in (0.01, 1.0, 30.0)]
+    grams = torch.stack([part @ part.T for part in parts])
+    together = solve_logistic(grams, labels, 10.0)
+    for place, gram in enumerate(grams):
+        for got, alone in zip(together, solve_logistic(gram[None], labels, 10.0), strict=True):
+            torch.testing.assert_close(got[place], alone[0], rtol=1e-9, atol=1e-11)
+
+
+def test_images_that_are_all_the_same_say_nothing():
+    """Their differences from their mean are rounding, and equal scores are the first class's."""
+    row = np.random.default_rng(4).normal(size=8).astype(np.float32) + np.float32(1e3)
+    pool = torch.from_numpy(np.tile(row, (6, 1)))
+    support, labels = np.arange(6)[None], np.repeat(np.arange(3), 2)
+    for heads in (simpleshot_heads(pool, support, labels), logistic_heads(pool, support, labels, 10.0)):
+        assert not heads.alpha.any()
+        tests = torch.randn(5, 8)
+        assert decide(pool, tests, [support], [[heads]])[0][0].tolist() == [[0] * 5]
 
 
 def test_draws_are_without_replacement_nested_and_even():
@@ -154,6 +190,8 @@ def test_what_it_cannot_do_is_refused():
         answer(few, "logistic-1")
     with pytest.raises(ValueError, match="draws=0"):
         FewShot(draws=0)
+    with pytest.raises(ValueError, match=r"strength=100000 must be above 0 and at most 10000"):
+        FewShot(strength=1e5)
     assert not PROTOCOLS["fewshot"].fractions
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from eosin.core.errors import EosinError
 from eosin.encoders import build_encoder, load_encoder
 from eosin.nuclei.config import NetworkConfig
 from eosin.nuclei.hovernet import HoverNet
-from eosin.nuclei.model import build_network
+from eosin.nuclei.model import build_network, window_maps
 from eosin.nuclei.pyramid import PyramidTrunk
 from eosin.nuclei.trunks import PreactResNet50, ResNetTrunk
 
@@ -71,6 +72,39 @@ class TestThePublishedNetwork:
             first, second = (network(image[..., s : s + 136, s : s + 136].contiguous())["hv"] for s in (0, 8))
         # u1 is padded, as published: two pixels at the border know of it.
         assert torch.allclose(first[..., 10:-2, 10:-2], second[..., 2:-10, 2:-10], atol=1e-5)
+
+    @pytest.mark.parametrize(("geometry", "window"), [("fast", 136), ("original", 222)])
+    def test_a_pixel_is_answered_alike_by_every_window(self, geometry, window):
+        """What is kept of windows that lie side by side has no seams."""
+        torch.manual_seed(0)
+        trunk = PreactResNet50(geometry)
+        edge = 3 if geometry == "original" else 0
+        trunk.forward = lambda images: [
+            F.avg_pool2d(images[..., edge : window - edge, edge : window - edge], level).repeat(1, 8, 1, 1)
+            for level in (1, 2, 4, 8)
+        ]
+        trunk.channels = (24, 24, 24, 24)
+        network = HoverNet(trunk, geometry, classes=2, width=WIDTH, window=window)
+        assert network.kept % 8 == 0
+        image = torch.randint(0, 255, (1, 3, window + 8, window + 16), dtype=torch.uint8)
+        one, other = (
+            window_maps(network, image[..., y : y + window, x : x + window].contiguous(), "fp32")
+            for y, x in ((0, 0), (8, 16))
+        )
+        assert one.np_prob.shape[1:] == (network.kept, network.kept)
+        for name in ("np_prob", "hv", "tp_prob"):
+            np.testing.assert_allclose(
+                getattr(one, name)[..., 8:, 16:], getattr(other, name)[..., :-8, :-16], atol=1e-5
+            )
+        assert one.hv.std() > 1e-3
+
+    @pytest.mark.parametrize(
+        ("geometry", "window", "kept"),
+        [("original", 270, 72), ("fast", 256, 160), ("original", 198, 4), ("fast", 104, 8)],
+    )
+    def test_what_is_kept_of_an_output(self, geometry, window, kept):
+        trunk = PreactResNet50(geometry)
+        assert HoverNet(trunk, geometry, classes=0, width=WIDTH, window=window).kept == kept
 
 
 class TestTrunks:

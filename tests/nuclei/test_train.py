@@ -15,10 +15,12 @@ from eosin.core.files import read_json_lines
 from eosin.encoders import load_encoder
 from eosin.nuclei import recipe, train, training_data
 from eosin.nuclei.augment import NucleiAugment
+from eosin.nuclei.config import NetworkConfig, PostprocessConfig
 from eosin.nuclei.datasets import NucleiImage, NucleiSample, NucleiSet
-from eosin.nuclei.model import NucleiModel
+from eosin.nuclei.model import ModelCard, NucleiModel, _fingerprint
 from eosin.nuclei.recipe import load_nuclei_recipe, nuclei_recipe_names
 from eosin.nuclei.train import train_nuclei, with_more_phases
+from eosin.nuclei.trunks import REFERENCE
 from eosin.nuclei.validation import image_maps
 from eosin.training.checkpoints import Checkpoints
 from eosin.training.signals import Interrupted
@@ -359,17 +361,17 @@ class TestWhatItRefuses:
 class TestTheModel:
     def test_obeys_its_contract(self, undisturbed):
         model = NucleiModel.load(undisturbed[0], device="cpu", precision="fp32")
-        assert (model.window, model.output, model.mpp) == (104, 12, 0.25)
+        assert (model.window, model.output, model.mpp) == (104, 8, 0.25)
         assert (model.classes, model.name) == (("round", "other"), "undisturbed")
         assert model.postprocess.scale == 1.0
         windows = torch.randint(0, 255, (3, 3, 104, 104), dtype=torch.uint8)
         maps = model.maps(windows)
-        assert (maps.np_prob.shape, maps.hv.shape, maps.tp_prob.shape) == ((3, 12, 12), (3, 2, 12, 12), (3, 3, 12, 12))
+        assert (maps.np_prob.shape, maps.hv.shape, maps.tp_prob.shape) == ((3, 8, 8), (3, 2, 8, 8), (3, 3, 8, 8))
         assert {maps.np_prob.dtype, maps.hv.dtype, maps.tp_prob.dtype} == {np.dtype(np.float32)}
         assert np.allclose(maps.tp_prob.sum(axis=1), 1, atol=1e-5)
         with torch.no_grad():
             logits = model.network(windows)["np"].softmax(dim=1)[:, 1]
-        assert np.array_equal(maps.np_prob, logits.numpy())
+        assert np.array_equal(maps.np_prob, logits[:, 2:-2, 2:-2].numpy())
 
     def test_a_file_is_enough_and_is_told_apart(self, undisturbed, tmp_path):
         copy = tmp_path / "mine.safetensors"
@@ -378,6 +380,23 @@ class TestTheModel:
         assert second.name == "mine"
         assert first.fingerprint == second.fingerprint
         assert len(first.fingerprint) == 16
+
+    def test_a_fingerprint_outlives_new_fields(self):
+        """Predictions that were begun with an earlier eosin go on, and GeoJSON names stay."""
+        card = ModelCard(
+            network=NetworkConfig(encoder=REFERENCE),
+            encoder=None,
+            classes=("a",),
+            mpp=0.25,
+            postprocess=PostprocessConfig(),
+            source="folder:x",
+            step=3,
+            pq=0.5,
+        )
+        weights = {"weight": torch.arange(3.0)}
+        assert _fingerprint(card, weights) == "21cc7af86f123d3f"
+        pyramid = card.model_copy(update={"network": NetworkConfig(encoder=REFERENCE, trunk="pyramid")})
+        assert _fingerprint(pyramid, weights) != _fingerprint(card, weights)
 
     def test_other_files_are_refused(self, tmp_path):
         from eosin.encoders import save_encoder

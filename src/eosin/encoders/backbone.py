@@ -114,7 +114,7 @@ def create_backbone(architecture: str, size: int, **arguments: Any) -> nn.Module
         **arguments: Passed to `timm.create_model`, see `layers.real_arguments`.
 
     Raises:
-        EosinError: If the network cannot take that size.
+        EosinError: If the network cannot take that size, or memory does not suffice.
     """
     attempts: tuple[dict[str, Any], ...] = ({"img_size": size, "dynamic_img_size": True}, {"img_size": size}, {})
     for extra in attempts:
@@ -127,6 +127,13 @@ def create_backbone(architecture: str, size: int, **arguments: Any) -> nn.Module
             raise
         except AssertionError as error:
             raise EosinError(f"{architecture}: does not take images of {size} px ({first_line(error)})") from error
+        except (RuntimeError, MemoryError) as error:
+            if not lacks_memory(error):
+                raise
+            raise EosinError(
+                f"{architecture}: not enough memory to build it for images of {size} px; give a smaller size or "
+                "architecture, or use a larger machine"
+            ) from error
         _check_patches(backbone, architecture, size)
         return backbone
     raise AssertionError("the last attempt has no extra argument to fail on")
@@ -181,11 +188,7 @@ def build_encoder(
         if refused is not None:
             raise EosinError(f"{architecture}: has no option '{refused}'; remove it from encoder.options") from None
         raise
-    except (RuntimeError, ValueError, ZeroDivisionError, MemoryError) as error:
-        if lacks_memory(error):
-            raise EosinError(
-                f"{architecture}: not enough memory to build it; give a smaller architecture, or use a larger machine"
-            ) from error
+    except (RuntimeError, ValueError, ZeroDivisionError) as error:
         raise EosinError(
             f"{architecture}: cannot be built for images of {size} px ({first_line(error)}); give it another size"
         ) from error

@@ -22,10 +22,13 @@ from eosin.core.draws import Draws
 from eosin.core.errors import EosinError, StorageError
 from eosin.evaluate.protocol import PROTOCOLS, Answer, Fit, Material, Prediction, Protocol, Rows
 
-__all__ = ["SHOTS", "FewShot", "draw_supports"]
+__all__ = ["SHOTS", "STRONGEST", "FewShot", "draw_supports"]
 
 SHOTS = (1, 2, 4, 8, 16)
 """Images a class."""
+
+STRONGEST = 1e4
+"""Largest C of the logistic regression: beyond it, features of length 1 are told apart by their rounding."""
 
 
 def draw_supports(images: int, shots: int, draws: int, seed: int, label: int) -> Rows:
@@ -66,7 +69,7 @@ class FewShot(Protocol):
 
     Attributes:
         draws: Number of draws.
-        strength: C of the logistic regression (the inverse of its penalty), on features of length 1.
+        strength: C of the logistic regression (the inverse of its penalty), on features of length 1; at most 10,000.
     """
 
     name: ClassVar[str] = "fewshot"
@@ -82,8 +85,10 @@ class FewShot(Protocol):
     strength: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.draws < 1 or not 0 < self.strength < float("inf"):
-            raise ValueError(f"draws={self.draws} and strength={self.strength:g} must be at least 1 and above 0")
+        if self.draws < 1:
+            raise ValueError(f"draws={self.draws} must be at least 1")
+        if not 0 < self.strength <= STRONGEST:
+            raise ValueError(f"strength={self.strength:g} must be above 0 and at most {STRONGEST:g}")
 
     def answers(
         self, material: Material, fits: Sequence[Fit], variants: Sequence[str] | None = None

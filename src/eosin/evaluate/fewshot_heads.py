@@ -41,6 +41,9 @@ _ALIKE = 1e-6
 
 _JITTER = 1e-10
 
+# At larger C, directions in float32 cost more iterations than they save.
+_ROUGH = 100.0
+
 # Steps that L-BFGS remembers: ten took as many iterations as five.
 _MEMORY = 5
 
@@ -132,14 +135,15 @@ def solve_logistic(
     penalized, and with two classes the penalty is twice as large, which makes it the one of a single vector w.
     The solution is W = sum_i z_i a_i with a = C (Y - P). L-BFGS (Liu and Nocedal, 1989) starts each step from the
     inverse of X'X / classes + I / C, the Hessian at zero weights up to what moves all classes alike. Losses and
-    gradients are float64; directions, which only have to point downhill, are float32.
+    gradients are float64; directions, which only have to point downhill, are float32 where C is at most 100.
 
     Args:
         gram: float64 [K, n, n], inner products of the n images of each fit.
         labels: int64 [n], their classes, 0..C-1, the same in every fit.
         strength: C.
         iterations: Most iterations.
-        tolerance: Largest component of C times the gradient, which bounds the error of W, at which a search ends.
+        tolerance: Largest component of C times the gradient, which bounds the error of W, at which a search ends; of
+            b's gradient without C where C is below 1.
 
     Returns:
         a float64 [K, n, C] and b float64 [K, C].
@@ -157,7 +161,12 @@ def solve_logistic(
     penalty = torch.full((n + 1,), ridge, dtype=gram.dtype)
     penalty[n] = 0.0
     curved = across @ design / classes + torch.diag(penalty)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(curved)).float()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(curved))
+    if strength <= _ROUGH:
+        inverse = inverse.float()
+    # What is learned without a penalty is bounded by the gradient alone.
+    limits = torch.full((n + 1,), tolerance * ridge, dtype=gram.dtype)
+    limits[n] = tolerance * min(1.0, ridge)
     target = torch.nn.functional.one_hot(labels, classes).T.to(gram.dtype).expand(count, -1, -1)
 
     def loss_and_gradient(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,24 +177,23 @@ def solve_logistic(
         loss = normalizer.sum(dim=(1, 2)) - _inner(logits, target) + 0.5 * _inner(pull, theta)
         return loss, torch.baddbmm(pull, residual, design), residual
 
-    theta, residual = _minimize(
-        loss_and_gradient, design.new_zeros(count, classes, n + 1), inverse, iterations, tolerance * ridge
-    )
+    theta, residual = _minimize(loss_and_gradient, design.new_zeros(count, classes, n + 1), inverse, iterations, limits)
     return -residual.transpose(1, 2) / ridge, theta[:, :, n]
 
 
 def _minimize(
-    evaluate: _Evaluate, theta: Tensor, inverse: Tensor, iterations: int, tolerance: float
+    evaluate: _Evaluate, theta: Tensor, inverse: Tensor, iterations: int, tolerance: Tensor
 ) -> tuple[Tensor, Tensor]:
     """L-BFGS on many convex problems at once: each has its own step length, and stays where it is once it has ended."""
     memory: list[tuple[Tensor, Tensor]] = []
     loss, gradient, residual = evaluate(theta)
+    failures = torch.zeros(len(theta))
     for _ in range(iterations):
-        active = gradient.abs().amax(dim=(1, 2)) > tolerance
+        active = ((gradient.abs() > tolerance).flatten(1).any(dim=1)) & (failures < 2)
         if not active.any():
             break
         direction = -_two_loops(gradient.to(inverse.dtype), memory, inverse).to(theta.dtype)
-        slope = _inner(direction, gradient)
+        slope = _inner(direction, gradient).clamp_max(0.0)
         step = active.to(theta.dtype)
         for _ in range(30):
             trial = theta + step[:, None, None] * direction
@@ -195,14 +203,22 @@ def _minimize(
             if enough.all():
                 break
             step = torch.where(enough, step, 0.5 * step)
-        moved, change = trial - theta, trial_gradient - gradient
-        bent = _inner(moved, change)
-        usable = bent > 1e-300
+        # A search that fails is tried once more without what it remembers, and then ends: rounding stops it.
+        failures = torch.where(enough, 0.0, failures + 1.0)
+        bent = _inner(trial - theta, trial_gradient - gradient)
+        usable = enough & (bent > 1e-300)
         # Scaled to a curvature of 1, which float32 can hold of the shortest steps too.
         scale = torch.where(usable, bent.clamp_min(1e-300).rsqrt(), torch.zeros_like(bent))[:, None, None]
-        pair = (scale * moved).to(inverse.dtype), (scale * change).to(inverse.dtype)
+        pair = (scale * (trial - theta)).to(inverse.dtype), (scale * (trial_gradient - gradient)).to(inverse.dtype)
         memory = [*memory[1 - _MEMORY :], pair]
-        theta, loss, gradient, residual = trial, trial_loss, trial_gradient, trial_residual
+        if enough.all():
+            theta, loss, gradient, residual = trial, trial_loss, trial_gradient, trial_residual
+        else:
+            of_each = enough[:, None, None]
+            theta, loss = torch.where(of_each, trial, theta), torch.where(enough, trial_loss, loss)
+            gradient = torch.where(of_each, trial_gradient, gradient)
+            residual = torch.where(of_each, trial_residual, residual)
+            memory = [(moved * of_each, change * of_each) for moved, change in memory]
     return theta, residual
 
 

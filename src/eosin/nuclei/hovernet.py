@@ -29,6 +29,9 @@ __all__ = ["HoverNet", "scaled"]
 _UNITS = {3: 8, 2: 4}
 """Dense units on the way up, by level."""
 
+_KERNEL: dict[Geometry, int] = {"original": 5, "fast": 3}
+"""Side in pixels of the decoders' convolutions."""
+
 
 def scaled(channels: int, width: float) -> int:
     """Return a number of channels times the width, a multiple of 8 and at least 8."""
@@ -47,7 +50,9 @@ class HoverNet(nn.Module):
 
     Attributes:
         window: Side of the input in pixels.
-        output: Side of the output in pixels.
+        output: Side of the output in pixels, on which the network is trained.
+        kept: Side in pixels of what a prediction keeps of an output, in its middle: what has not seen the padding of
+            the last convolution, and of that a multiple of 8, so that windows side by side lie alike on all strides.
     """
 
     def __init__(
@@ -57,8 +62,10 @@ class HoverNet(nn.Module):
         published, output = GEOMETRIES[geometry]
         self.window = window or published
         self.output = self.window - published + output
+        unpadded = self.output - 2 * (_KERNEL[geometry] // 2)
+        self.kept = unpadded // 8 * 8 or unpadded
         self.trunk = trunk
-        kernel = 5 if geometry == "original" else 3
+        kernel = _KERNEL[geometry]
         levels = [scaled(channels, width) for channels in (256, 512, 1024)]
         # Maps of the published width need no lateral convolution.
         self.laterals = nn.ModuleList(

@@ -70,6 +70,13 @@ class ModelCard(Config):
     pq: float | None = None
     """Panoptic quality on the validation images; None where there were none."""
 
+    def plain(self) -> dict[str, Any]:
+        """Return the values, without a field that came later where it is as it was before: fingerprints stay."""
+        values = super().plain()
+        if self.network.trunk == "fine":
+            values["network"].pop("trunk")
+        return values
+
 
 def build_network(
     config: NetworkConfig, encoder: Encoder | None, classes: int, *, seed: int = 0, where: str = "network.encoder"
@@ -112,12 +119,17 @@ def window_maps(network: HoverNet, images: Tensor, precision: Literal["bf16", "f
         network: In whatever mode; it is left in evaluation mode.
         images: uint8 [B, 3, window, window], RGB.
         precision: Of the network's passes.
+
+    Returns:
+        Maps of `HoverNet.kept` px, in the middle of the windows.
     """
     network.eval()
     device = next(network.parameters()).device
     mixed = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
     with torch.no_grad(), mixed:
         outputs = network(images.to(device, non_blocking=True))
+    edge, stop = (network.output - network.kept) // 2, (network.output + network.kept) // 2
+    outputs = {name: maps[..., edge:stop, edge:stop] for name, maps in outputs.items()}
     return Maps(
         outputs["np"].float().softmax(dim=1)[:, 1].cpu().numpy(),
         outputs["hv"].float().cpu().numpy(),
@@ -193,8 +205,8 @@ class NucleiModel:
 
     @property
     def output(self) -> int:
-        """Side of the output in pixels, in the middle of the window."""
-        return self.card.network.sides[1]
+        """Side of the maps in pixels, in the middle of the window; see `HoverNet.kept`."""
+        return self.network.kept
 
     @property
     def mpp(self) -> float | None:

@@ -64,7 +64,7 @@ class Windows(Protocol):
 
     @property
     def output(self) -> int:
-        """Side of the output in px, in the middle of the window."""
+        """Side of the maps in px, in the middle of the window."""
         ...
 
     def maps(self, images: Tensor) -> Said:

@@ -436,7 +436,7 @@ class _Trainer:
             lambda images: window_maps(self.network, images, self.precision),
             self.data.val,
             window=self.network.window,
-            output=self.network.output,
+            output=self.network.kept,
             settings=with_scale(self.config.postprocess, self.data.set.mpp),
             classes=len(self.data.classes),
             device=self.device,
