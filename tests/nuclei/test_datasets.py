@@ -131,6 +131,11 @@ def test_consep_that_disagrees_with_itself(roots, tmp_path):
     assert read("?classes=7&types=majority", inst_type=said).types[1:].tolist() == file["inst_type"].ravel().tolist()
     with pytest.raises(EosinError, match="inst_type has 2 rows for"):
         read(inst_type=said[:2])
+    for wrong, fault in (("a", "is text"), (4.7, "holds 4.7"), (np.nan, "holds nan"), (300, "holds 300")):
+        with pytest.raises(
+            EosinError, match=rf"train_3\.mat: 'inst_type' {fault}; types are whole numbers from 0 to 255"
+        ):
+            read(inst_type=np.full(len(said), wrong))
     with pytest.raises(EosinError, match="holds the type 9, which is none of the set's"):
         read(type_map=np.where(file["inst_map"] == 1, 9, file["type_map"]))
     with pytest.raises(EosinError, match=r"train_3\.mat: the label map is 32x31 px and its image 32x32"):
@@ -169,6 +174,8 @@ def test_monuseg(roots, tmp_path):
         ("<Annotations><Region></Annotations>", "cannot be read"),
         ("<Annotations/>", "has no <Region>"),
         ('<A><Region><Vertex X="1" Y="b"/></Region></A>', "vertex"),
+        ('<A><Region><Vertex X="1" Y="nan"/></Region></A>', "region 1 has a vertex that is no finite number"),
+        ('<A><Region><Vertex X="inf" Y="2"/></Region></A>', "region 1 has a vertex that is no finite number"),
     ):
         label.write_text(text)
         image = next(i for i in open_nuclei(f"monuseg:{nested}").images if i.name == label.stem)
@@ -241,6 +248,11 @@ def test_pannuke(roots, tmp_path):
     np.save(path, masks)
     with pytest.raises(EosinError, match=r"image 1\), channel 0: holds ids that are no whole numbers"):
         open_nuclei(f"pannuke:{official}?check=loose").of("val")[1].read()
+    images = path.parents[2] / "images" / "fold2" / "images.npy"
+    pixels = np.load(images)
+    np.save(images, pixels / 255.0)
+    with pytest.raises(EosinError, match=r"images\.npy: image 0 has values that are no whole numbers"):
+        open_nuclei(f"pannuke:{official}?check=loose").of("val")[0].read()
     path.unlink()
     with pytest.raises(EosinError, match=r"masks\.npy: no such file"):
         open_nuclei(f"pannuke:{official}?check=loose")
@@ -268,6 +280,13 @@ def test_lizard(roots, tmp_path):
     image = next(i for i in open_nuclei(f"lizard:{root}?check=loose").images if i.name == "consep_0")
     with pytest.raises(EosinError, match=r"consep_0\.mat: nucleus 3 has no class"):
         image.read()
+    for changed, fault in (
+        ({"class": np.full(file["class"].shape, 1.5)}, "'class' holds 1.5; types are whole numbers"),
+        ({"id": np.full(file["id"].shape, np.nan)}, "'id' holds nan; ids are whole numbers"),
+    ):
+        savemat(path, file | changed)
+        with pytest.raises(EosinError, match=rf"consep_0\.mat: {fault}"):
+            image.read()
     table = root / "lizard_labels" / "Lizard_Labels" / "info.csv"
     table.write_text(table.read_text().replace(",1\n", ",7\n", 1).replace(",1\r\n", ",7\r\n", 1))
     with pytest.raises(EosinError, match="line 2: split '7' of 'consep_0'"):

@@ -16,18 +16,24 @@ import numpy.typing as npt
 
 from eosin.core.errors import EosinError
 from eosin.core.files import atomic_file
-from eosin.nuclei.datasets.reading import as_labels, label_map, mat_values, npz_values, types_from_map
+from eosin.nuclei.datasets.reading import (
+    as_labels,
+    label_map,
+    mat_values,
+    npz_values,
+    types_from_map,
+    whole_ids,
+    whole_types,
+)
 from eosin.nuclei.found import Nuclei, loaded
 from eosin.nuclei.labels import Labels, instance_types, relabel_with_ids
 
-__all__ = ["LabelFile", "LabelFormat", "read_label_file", "whole_types", "write_labels", "write_tiled_labels"]
+__all__ = ["LabelFile", "LabelFormat", "read_label_file", "write_labels", "write_tiled_labels"]
 
 LabelFormat = Literal["png", "tiff", "npy"]
 
 _TILE = 512
 _UINT16 = 65_535
-_MOST_TYPES = 255
-_MOST_ID = 2**53
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,37 +185,6 @@ def read_label_file(path: Path, *, truth: bool = False) -> LabelFile:
     return LabelFile(labels, None)
 
 
-def whole_types(values: npt.NDArray[Any], key: str, path: Path) -> npt.NDArray[np.int64]:
-    """Make sure that values are types of nuclei.
-
-    Args:
-        values: Of any shape, as a file held them.
-        key: What the file calls them.
-        path: The file.
-
-    Returns:
-        int64, of the same shape.
-
-    Raises:
-        EosinError: If one is no whole number from 0 to 255: a number beyond would make as many types.
-    """
-    return _whole_numbers(values, key, path, "types", 0, _MOST_TYPES)
-
-
-def _whole_numbers(
-    values: npt.NDArray[Any], key: str, path: Path, what: str, low: int, high: int
-) -> npt.NDArray[np.int64]:
-    rule = f"{what} are whole numbers from {low} to {high}"
-    if values.dtype.kind not in "biuf":
-        kind = "text" if values.dtype.kind in "US" else "a cell array" if values.dtype == object else values.dtype
-        raise EosinError(f"{path}: '{key}' is {kind}; {rule}")
-    # A NaN is neither.
-    right = (values >= low) & (values <= high) & (values == np.floor(values))
-    if not right.all():
-        raise EosinError(f"{path}: '{key}' holds {values[~right].flat[0]:g}; {rule}")
-    return values.astype(np.int64)
-
-
 def _listed_types(
     path: Path, labels: Labels, arrays: dict[str, npt.NDArray[Any]], key: str, ids_key: str
 ) -> npt.NDArray[np.int64]:
@@ -217,7 +192,7 @@ def _listed_types(
     types = whole_types(arrays[key].ravel(), key, path)
     ids = np.arange(1, len(types) + 1)
     if ids_key in arrays:
-        ids = _whole_numbers(arrays[ids_key].ravel(), ids_key, path, "ids", 0, _MOST_ID)
+        ids = whole_ids(arrays[ids_key].ravel(), ids_key, path)
     if len(ids) != len(types):
         raise EosinError(f"{path}: {len(ids)} entries in '{ids_key}' but {len(types)} in '{key}'; give one type an id")
     table = dict(zip(ids.tolist(), types.tolist(), strict=False))

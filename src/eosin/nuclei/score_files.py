@@ -17,8 +17,8 @@ from eosin.core.console import note
 from eosin.core.errors import EosinError
 from eosin.core.files import atomic_file, output_file
 from eosin.nuclei.datasets import NUCLEI_SETS, open_nuclei
-from eosin.nuclei.datasets.reading import LABEL_SUFFIXES, listed
-from eosin.nuclei.label_files import LabelFile, read_label_file, whole_types
+from eosin.nuclei.datasets.reading import LABEL_SUFFIXES, listed, whole_types
+from eosin.nuclei.label_files import LabelFile, read_label_file
 from eosin.nuclei.predictions import RECORDS, SETTINGS, read_records
 from eosin.nuclei.score import ImageScore, curve, rows, score_image, set_scores
 from eosin.nuclei.types import RADIUS, Pairing

@@ -19,6 +19,7 @@ from eosin.nuclei.datasets.reading import (
     mat_values,
     picture,
     types_from_map,
+    whole_types,
 )
 from eosin.nuclei.datasets.registry import (
     NUCLEI_SETS,
@@ -166,7 +167,7 @@ def _said(inst_type: npt.NDArray[np.generic], ids: npt.NDArray[np.int64], label:
     said = np.asarray(inst_type).ravel()
     if len(said) != len(ids):
         raise EosinError(f"{label}: inst_type has {len(said)} rows for {len(ids)} nuclei; get the file again")
-    return said.astype(np.int64)
+    return whole_types(said, "inst_type", label)
 
 
 NUCLEI_SETS.register("consep")(NucleiScheme(CONSEP, ConsepOptions, _open, {"classes": "7"}))

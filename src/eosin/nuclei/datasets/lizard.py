@@ -12,7 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from eosin.core.errors import EosinError
-from eosin.nuclei.datasets.reading import as_labels, contents, image_shape, listed, mat_values, picture
+from eosin.nuclei.datasets.reading import (
+    as_labels,
+    contents,
+    image_shape,
+    listed,
+    mat_values,
+    picture,
+    whole_ids,
+    whole_types,
+)
 from eosin.nuclei.datasets.registry import (
     NUCLEI_SETS,
     About,
@@ -149,7 +158,8 @@ def _labels(label: Path, typed: bool, shape: tuple[int, int]) -> tuple[Labels, T
     labels = as_labels(values["inst_map"], str(label), shape, whole_floats=True)
 
     def types(instances: Labels, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        listed_ids, kinds = (np.asarray(values[key]).ravel().astype(np.int64) for key in ("id", "class"))
+        listed_ids = whole_ids(np.asarray(values["id"]).ravel(), "id", label)
+        kinds = whole_types(np.asarray(values["class"]).ravel(), "class", label)
         if len(listed_ids) != len(kinds):
             raise EosinError(f"{label}: {len(listed_ids)} ids but {len(kinds)} classes; get the file again")
         lacking = np.setdiff1d(ids, listed_ids)

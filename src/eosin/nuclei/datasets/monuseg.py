@@ -151,7 +151,11 @@ def _polygons(path: Path) -> list[npt.NDArray[np.float64]]:
         raise EosinError(f"{path}: has a vertex without whole coordinates ({error}); get the file again") from None
     if not regions:
         raise EosinError(f"{path}: has no <Region>; is it an annotation of ImageScope?")
-    return [np.array(points, dtype=np.float64).reshape(-1, 2) for points in regions]
+    polygons = [np.array(points, dtype=np.float64).reshape(-1, 2) for points in regions]
+    for number, points in enumerate(polygons, start=1):
+        if not np.isfinite(points).all():
+            raise EosinError(f"{path}: region {number} has a vertex that is no finite number; get the file again")
+    return polygons
 
 
 def fill_polygons(polygons: list[npt.NDArray[np.float64]], shape: tuple[int, int]) -> npt.NDArray[np.int32]:

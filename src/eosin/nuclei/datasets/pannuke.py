@@ -145,6 +145,10 @@ def _load(images: Path, masks: Path, row: int, typed: bool) -> NucleiSample:
     pixels = np.asarray(_mapped(images)[row])
     if not (pixels.min() >= 0 and pixels.max() <= 255):  # a NaN is neither
         raise EosinError(f"{images}: image {row} has values outside 0 to 255; get the file again")
+    if (pixels != np.floor(pixels)).any():
+        raise EosinError(
+            f"{images}: image {row} has values that are no whole numbers from 0 to 255; get the file again"
+        )
     labels, owner = _joined(np.asarray(_mapped(masks)[row]), f"{masks} (image {row})")
 
     def types(instances: Labels, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -30,6 +30,8 @@ __all__ = [
     "npz_values",
     "picture",
     "types_from_map",
+    "whole_ids",
+    "whole_types",
 ]
 
 LABEL_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".npy", ".npz", ".mat"})
@@ -40,6 +42,9 @@ _OUTSIDE = 0.05
 """Share of the nuclei's area that may have a type outside all nuclei."""
 
 _THREADS = 8
+
+_MOST_TYPES = 255
+_MOST_ID = 2**53
 
 
 def content(path: Path) -> bytes:
@@ -304,3 +309,41 @@ def _refuse(name: str, ids: npt.NDArray[np.int64], wrong: npt.NDArray[np.bool_],
     if len(rows):
         more = f" ({len(rows) - 1} more like it)" if len(rows) > 1 else ""
         raise EosinError(f"{name}: nucleus {ids[rows[0]]}{more} {say(int(rows[0]))}")
+
+
+def whole_types(values: npt.NDArray[Any], key: str, path: Path) -> npt.NDArray[np.int64]:
+    """Make sure that values are types of nuclei.
+
+    Args:
+        values: Of any shape, as a file held them.
+        key: What the file calls them.
+        path: The file.
+
+    Returns:
+        int64, of the same shape.
+
+    Raises:
+        EosinError: If one is no whole number from 0 to 255: a number beyond would make as many types.
+    """
+    return _whole_numbers(values, key, path, "types", _MOST_TYPES)
+
+
+def whole_ids(values: npt.NDArray[Any], key: str, path: Path) -> npt.NDArray[np.int64]:
+    """Make sure that values are ids of nuclei: see `whole_types`.
+
+    Raises:
+        EosinError: If one is no whole number from 0 to 2^53, beyond which floats are not told apart.
+    """
+    return _whole_numbers(values, key, path, "ids", _MOST_ID)
+
+
+def _whole_numbers(values: npt.NDArray[Any], key: str, path: Path, what: str, high: int) -> npt.NDArray[np.int64]:
+    rule = f"{what} are whole numbers from 0 to {high}"
+    if values.dtype.kind not in "biuf":
+        kind = "text" if values.dtype.kind in "US" else "a cell array" if values.dtype == object else values.dtype
+        raise EosinError(f"{path}: '{key}' is {kind}; {rule}")
+    # A NaN is neither.
+    right = (values >= 0) & (values <= high) & (values == np.floor(values))
+    if not right.all():
+        raise EosinError(f"{path}: '{key}' holds {values[~right].flat[0]:g}; {rule}")
+    return values.astype(np.int64)
