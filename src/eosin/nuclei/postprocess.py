@@ -14,6 +14,7 @@ fall. Then windows of a large image agree where they overlap.
 
 The instances are those of the authors' code, at less cost: a group of pixels with a single mark needs no watershed;
 areas, boxes and types are counted in one pass; the 21-fold sums of the filters are products with small band matrices.
+Where slopes are equal to the last digit, as of maps rounded to halves, pixels between two marks may go to the other.
 """
 
 from __future__ import annotations
