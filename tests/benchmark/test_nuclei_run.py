@@ -125,7 +125,7 @@ def test_records_hold_what_those_of_tiles_hold(configure, stand_in):
         assert set(record) == set(Record.__annotations__)
         assert json.loads((config.out / "cells" / f"{record['key']}.json").read_text())["metrics"] == record["metrics"]
         assert (record["task"], record["classes"], record["grouping"]) == ("disks", ["odd", "even"], "image")
-        assert (record["protocol"], record["protocol_version"]) == ("hovernet:frozen", 2)
+        assert (record["protocol"], record["protocol_version"]) == ("hovernet:frozen", 3)
         assert record["higher_is_better"]
         assert (record["n_test"], record["n_groups"]) == (6, 6)
         # The share is one of the validation images too.
