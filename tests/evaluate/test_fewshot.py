@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from eosin.core.errors import EosinError
 from eosin.evaluate import PROTOCOLS, Fit, Material, ProbeData, evaluate
 from eosin.evaluate.fewshot import SHOTS, FewShot, draw_supports
-from eosin.evaluate.fewshot_heads import decide, logistic_heads, simpleshot_heads, solve_logistic
+from eosin.evaluate.fewshot_heads import _minimize, decide, logistic_heads, simpleshot_heads, solve_logistic
 from eosin.evaluate.predictions import load_predictions
 from eosin.evaluate.statistics import predicted_intervals
 
@@ -111,6 +111,25 @@ def test_a_fit_is_the_same_whatever_is_fitted_beside_it():
     for place, gram in enumerate(grams):
         for got, alone in zip(together, solve_logistic(gram[None], labels, 10.0), strict=True):
             torch.testing.assert_close(got[place], alone[0], rtol=1e-9, atol=1e-11)
+
+
+def test_a_search_that_finds_nothing_lower_ends():
+    """It is tried once more without what it remembers; other searches do not wait for it."""
+    seen = []
+
+    def loss_and_gradient(theta):
+        seen.append(theta.clone())
+        # Of the first problem every look is worse than the one before; the second is a bowl.
+        loss = torch.stack([torch.tensor(float(len(seen)), dtype=theta.dtype), 0.5 * theta[1].square().sum()])
+        return loss, torch.stack([torch.ones_like(theta[0]), theta[1]]), theta
+
+    start = torch.full((2, 1, 1), 3.0, dtype=torch.float64)
+    limits = torch.full((1,), 1e-9, dtype=torch.float64)
+    theta, _ = _minimize(loss_and_gradient, start, torch.full((2, 1, 1), 0.3), 500, limits)
+    assert theta[0].item() == 3.0
+    assert abs(theta[1].item()) < 1e-9
+    # Twice 30 halvings, and what the bowl takes.
+    assert len(seen) < 100
 
 
 def test_images_that_are_all_the_same_say_nothing():

@@ -180,6 +180,10 @@ class TestTrunks:
                 inside = change[64 // stride : 80 // stride, 32 // stride : 48 // stride]
                 assert inside.mean() > 3 * change.mean()
 
+    def test_the_papers_own_network_has_no_pyramid(self):
+        with pytest.raises(EosinError, match="trunk pyramid: preact_resnet50 has maps of its own"):
+            build_network(NetworkConfig(encoder="preact_resnet50", trunk="pyramid"), None, 0)
+
     def test_an_encoder_without_weights_is_refused(self):
         with pytest.raises(EosinError, match="color:stats"):
             small("color:stats")

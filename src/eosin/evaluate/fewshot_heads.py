@@ -41,10 +41,10 @@ _ALIKE = 1e-6
 
 _JITTER = 1e-10
 
-# At larger C, directions in float32 cost more iterations than they save.
+# At larger C, directions in float32 take more iterations.
 _ROUGH = 100.0
 
-# Steps that L-BFGS remembers: ten took as many iterations as five.
+# Steps that L-BFGS remembers.
 _MEMORY = 5
 
 
@@ -205,12 +205,12 @@ def _minimize(
             step = torch.where(enough, step, 0.5 * step)
         # A search that fails is tried once more without what it remembers, and then ends: rounding stops it.
         failures = torch.where(enough, 0.0, failures + 1.0)
-        bent = _inner(trial - theta, trial_gradient - gradient)
+        moved, change = trial - theta, trial_gradient - gradient
+        bent = _inner(moved, change)
         usable = enough & (bent > 1e-300)
         # Scaled to a curvature of 1, which float32 can hold of the shortest steps too.
         scale = torch.where(usable, bent.clamp_min(1e-300).rsqrt(), torch.zeros_like(bent))[:, None, None]
-        pair = (scale * (trial - theta)).to(inverse.dtype), (scale * (trial_gradient - gradient)).to(inverse.dtype)
-        memory = [*memory[1 - _MEMORY :], pair]
+        memory = [*memory[1 - _MEMORY :], ((scale * moved).to(inverse.dtype), (scale * change).to(inverse.dtype))]
         if enough.all():
             theta, loss, gradient, residual = trial, trial_loss, trial_gradient, trial_residual
         else:
@@ -218,7 +218,7 @@ def _minimize(
             theta, loss = torch.where(of_each, trial, theta), torch.where(enough, trial_loss, loss)
             gradient = torch.where(of_each, trial_gradient, gradient)
             residual = torch.where(of_each, trial_residual, residual)
-            memory = [(moved * of_each, change * of_each) for moved, change in memory]
+            memory = [(one * of_each, other * of_each) for one, other in memory]
     return theta, residual
 
 
@@ -273,7 +273,7 @@ def decide(pool: Tensor, tests: Tensor, supports: list[Rows], heads: list[list[H
                     away = (square - 2.0 * mean + entry.square[rows, None]).clamp_min(1e-30).sqrt()
                     scores = torch.baddbmm(-entry.constant[rows, :, None], entry.alpha[rows], near)
                     scores.addcmul_(entry.bias[rows, :, None], away[:, None])
-                    # torch.max is 7 times as fast as argmax over this dimension, and takes the first of equals too.
+                    # torch.max takes the first of equals as argmax does, which is slow over this dimension.
                     out[rows, columns] = scores.max(dim=1).indices.numpy()
 
     _apart(part, _steps(len(tests), block))

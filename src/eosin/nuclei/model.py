@@ -91,7 +91,7 @@ def build_network(
         where: What to name in an error.
 
     Raises:
-        EosinError: If the encoder has no weights or no feature maps.
+        EosinError: If the encoder has no weights or no feature maps, or the trunk is not for it.
     """
     # The meta device has no generator to keep.
     with torch.random.fork_rng(devices=[]):
@@ -101,6 +101,10 @@ def build_network(
 
 def _trunk(config: NetworkConfig, encoder: Encoder | None, where: str) -> Trunk:
     if encoder is None:
+        if config.trunk == "pyramid":
+            raise EosinError(
+                f"network.trunk pyramid: {REFERENCE} has maps of its own; leave it out, or give an encoder"
+            )
         return PreactResNet50(config.geometry)
     if not any(True for _ in encoder.backbone.parameters()):
         raise EosinError(f"{where}: {encoder.card.spec} has no weights and no feature maps; choose a network")

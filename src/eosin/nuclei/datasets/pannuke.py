@@ -145,7 +145,7 @@ def _load(images: Path, masks: Path, row: int, typed: bool) -> NucleiSample:
     pixels = np.asarray(_mapped(images)[row])
     if not (pixels.min() >= 0 and pixels.max() <= 255):  # a NaN is neither
         raise EosinError(f"{images}: image {row} has values outside 0 to 255; get the file again")
-    if (pixels != np.floor(pixels)).any():
+    if pixels.dtype.kind == "f" and (pixels != np.floor(pixels)).any():
         raise EosinError(
             f"{images}: image {row} has values that are no whole numbers from 0 to 255; get the file again"
         )
