@@ -41,11 +41,11 @@ class Timed:
         network = build_network(config, load_encoder(config.encoder), len(self.classes))
         self.window, self.output = network.window, network.kept
         self._network = network.to(device).to(memory_format=torch.channels_last)
-        self._precision = "bf16" if device.type == "cuda" else "fp32"
+        self.precision = "bf16" if device.type == "cuda" else "fp32"
 
     def maps(self, images: torch.Tensor) -> Maps:
         """Compute what is thrown away, and read the answer off the colors."""
-        said = window_maps(self._network, images, self._precision)
+        said = window_maps(self._network, images, self.precision)
         margin = (self.window - self.output) // 2
         inner = images[:, :, margin:-margin, margin:-margin].numpy().astype(np.float32)
         left = inner[:, 1:2] < 127

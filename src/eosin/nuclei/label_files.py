@@ -6,7 +6,7 @@ Read: those, NPZ and MAT, with the types of nuclei where the file holds them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -95,7 +95,12 @@ def write_labels(labels: Labels, path: Path, form: LabelFormat) -> Path:
 
 
 def write_tiled_labels(
-    parts: Sequence[Nuclei | Path], width: int, height: int, path: Path, mpp: float | None = None
+    parts: Sequence[Nuclei | Path],
+    width: int,
+    height: int,
+    path: Path,
+    mpp: float | None = None,
+    go_on: Callable[[], object] = lambda: None,
 ) -> Path:
     """Write the label map of a slide tile by tile, in a TIFF of 32 bits, whole or not at all.
 
@@ -106,11 +111,13 @@ def write_tiled_labels(
         height: Of the map in px.
         path: The file, without a suffix.
         mpp: µm/px of the map.
+        go_on: Called for each tile; what it raises ends the work, and no file is left.
     """
     import tifffile
 
     sizes, reach = [0], []
     for each in parts:
+        go_on()
         part = loaded(each)
         sizes.append(len(part))
         reach.append((part.boxes[:, 1].min(initial=height), part.boxes[:, 3].max(initial=0)))
@@ -122,6 +129,7 @@ def write_tiled_labels(
             near = [at for at, (top, bottom) in enumerate(reach) if top < y + _TILE and bottom > y]
             held = {at: held[at] if at in held else loaded(parts[at]) for at in near}
             for x in range(0, width, _TILE):
+                go_on()
                 tile = np.zeros((_TILE, _TILE), dtype=np.uint32)
                 for at, part in held.items():
                     part.paint(tile, (x, y), int(firsts[at]))

@@ -45,7 +45,7 @@ def write_overlay(
     """Write what `draw_outlines` draws, whole or not at all; arguments as there, and types 1 to n by name."""
     image = _drawn(pixels, parts, factor, classes)
     with atomic_file(path) as file:
-        image.save(file, "PNG", compress_level=3)
+        image.save(file, "PNG", compress_level=1)
 
 
 def _drawn(

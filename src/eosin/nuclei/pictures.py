@@ -58,6 +58,7 @@ class Picture:
         self._plain = slide.format == "plain"
         self._slide = slide
         self._turns = threading.Lock()
+        self._reduced = threading.Lock()
         self._local = threading.local()
         self._others: list[Slide] = []
         if slide.mpp is None or mpp is None:
@@ -141,7 +142,8 @@ class Picture:
         own = self._slide.require_mpp()
         size = self._slide.width, self._slide.height
         mpp = tissue_scale(size, own, tissue)
-        thumbnail = self._slide.thumbnail(mpp)
+        with self._alone():
+            thumbnail = self._slide.thumbnail(mpp)
         mask = find_tissue(thumbnail, (mpp, mpp), tissue).mask
         mask = ndimage.binary_dilation(mask, ndimage.generate_binary_structure(2, 2), math.ceil(_BESIDE / mpp))
         x = np.floor(np.arange(columns) * output * self.step[0]).astype(np.int64)
@@ -156,8 +158,12 @@ class Picture:
         factor = max(1.0, max(self.width, self.height) / longest)
         if factor == 1:
             return self.read(0, 0, self.width, self.height), 1.0
-        reduced = self._slide.thumbnail_by(factor * self.step[0])
-        return reduced, factor
+        with self._alone():
+            return self._slide.thumbnail_by(factor * self.step[0]), factor
+
+    def _alone(self) -> threading.Lock:
+        """Hold this to read with the picture's first file, in whatever thread."""
+        return self._turns if self._plain else self._reduced
 
 
 def _length(length: int, step: float) -> int:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,11 @@ from eosin.core.console import note, progress_bar, warn
 from eosin.core.files import append_json_line, short_hash, writable_directory
 from eosin.nuclei.finders import Finders
 from eosin.nuclei.found import Nuclei, loaded
-from eosin.nuclei.geojson import write_geojson
-from eosin.nuclei.label_files import LabelFormat, write_labels, write_tiled_labels
 from eosin.nuclei.outputs import Outputs
-from eosin.nuclei.overlay import write_overlay
 from eosin.nuclei.pictures import Picture, open_picture
 from eosin.nuclei.predictions import RECORDS, PredictConfig, state_of
+from eosin.nuclei.results import Results, remove_unfinished
 from eosin.nuclei.stream import Stream, Windows, Work, cores, works
-from eosin.nuclei.tables import write_table
 from eosin.slides import FoundSlide
 from eosin.slides.errors import UnusableSlide
 
@@ -37,8 +33,8 @@ __all__ = ["Display", "PredictRun"]
 _FEW = 4
 # Blocks that may wait to be written.
 _SAVES = 2
-# Longest side of an overlay in px.
-_LONGEST = 4096
+# Pictures whose files are being written while the network is at the next ones.
+_CLOSING = 8
 
 
 class Display:
@@ -88,7 +84,9 @@ class _Open:
     """Of its blocks."""
     kept: bool
     """Whether blocks lie on the disk."""
-    outputs: Outputs
+    results: Results
+    outputs: Outputs | None = None
+    """Files that are written while the blocks come; None where all are written at the end."""
     parts: dict[int, Nuclei | Path] = field(default_factory=dict)
     waiting: deque[int] = field(default_factory=deque)
     """Blocks done by an earlier run that no output has yet."""
@@ -116,34 +114,38 @@ class PredictRun:
         self._fallback, self._table = fallback, table
         self._on_gpu = model.device.type != "cpu"
         self._open: dict[Picture, _Open] = {}
+        self._closing: deque[tuple[Picture, _Open, Future[dict[str, Path]]]] = deque()
+        self._closers = ThreadPoolExecutor(1)
+        self._stopped = Event()
+        self._pool: Finders | None = None
         self.failures = 0
         self.network_seconds = 0.0
         self.windows = 0
 
     def all(self, missing: Sequence[FoundSlide], shown: Display) -> None:
         """Predict pictures, one after the other; those that fail are written down and told."""
+        remove_unfinished(self._out)
         with (
             self._stream() as stream,
             ThreadPoolExecutor(1) as self._saver,
             contextlib.closing(self._asked(missing, stream, shown)) as asked,
         ):
+            self._pool = stream.pool
             try:
                 for work, found in stream.run(asked):
                     opened = self._open[work.picture]
                     opened.failure = opened.failure or work.failure
                     if work.core is None:
                         self._close(work.picture)
-                        shown.picture()
-                        continue
-                    if found is not None and not opened.failure:
-                        self._keep(opened, work, found)
-                    shown.block(0 if found is None else len(found))
+                    else:
+                        if found is not None and not opened.failure:
+                            self._keep(opened, work, found)
+                        shown.block(0 if found is None else len(found))
+                    self._settle(shown, _CLOSING)
+                self._settle(shown, 0)
             finally:
                 self.network_seconds, self.windows = stream.network_seconds, stream.windows
-                for opened in self._open.values():
-                    opened.outputs.abandon()
-                for picture in self._open:
-                    picture.close()
+                self._leave()
 
     def _stream(self) -> Stream:
         settings = self._model.postprocess
@@ -160,7 +162,7 @@ class PredictRun:
             scale=scale,
             batch_size=self._config.batch_size or (16 if self._on_gpu else 4),
             readers=min(8, cores()),
-            finders=min(8, max(1, cores() - 2)) if self._on_gpu else 0,
+            finders=min(8, max(2, cores() - 2)) if self._on_gpu else 0,
             folder=self._out,
         )
 
@@ -180,7 +182,7 @@ class PredictRun:
             blocks = works(picture, self._side())
             kept = picture.kind == "slide" or len(blocks) - 1 > _FEW
             folder = self._out / ".parts" / short_hash(file.name, state, self._config.plain(), self._mpp, self._side())
-            opened = _Open(file, state, folder, kept, self._outputs(picture, stream.pool if kept else None))
+            opened = _Open(file, state, folder, kept, Results.of(picture, self._model, self._config, self._out))
             self._open[picture] = opened
             if kept:
                 writable_directory(folder)
@@ -192,6 +194,8 @@ class PredictRun:
             except UnusableSlide as reason:
                 opened.failure = str(reason)
                 left, tissue = left[-1:], np.zeros((1, 1), dtype=bool)
+            if kept and not opened.failure:
+                opened.outputs = opened.results.begin(picture, stream.pool)
             stream.expect(picture, tissue, left)
             shown.opened(len(left) - 1)
             yield from left
@@ -199,45 +203,30 @@ class PredictRun:
     def _side(self) -> int:
         """Side of blocks: a multiple of an output, so that few windows are at work for two blocks."""
         output: int = self._model.output
-        side = self._config.block or (2048 if self._on_gpu else 1024)
+        side = self._config.block or 1024
         return round(side / output) * output if side > output else side
-
-    def _outputs(self, picture: Picture, pool: Finders | None) -> Outputs:
-        """Begin the files that are written while the blocks come."""
-        config = self._config
-        place = {"step": picture.step, "mpp": picture.mpp, "classes": self._model.classes}
-        name = f"{self._model.fingerprint}/{picture.name}"
-        geojson, table = self._places(picture)
-        for path in (geojson, table):
-            # Of a run that was killed.
-            for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-                left.unlink(missing_ok=True)
-        return Outputs(
-            [
-                partial(write_geojson, path=geojson, objects=config.objects, name=name, pool=pool, **place),
-                partial(write_table, path=table, form=config.table, **place),
-            ]
-        )
-
-    def _places(self, picture: Picture) -> tuple[Path, Path]:
-        return (
-            self._place("geojson", picture.name, ".geojson"),
-            self._place("tables", picture.name, f".{self._config.table}"),
-        )
 
     def _give(self, opened: _Open, before: int | None = None) -> None:
         """Bring what an earlier run did to the outputs, up to a block."""
         while opened.waiting and (before is None or opened.waiting[0] < before):
-            part = loaded(opened.parts[opened.waiting.popleft()])
-            opened.counts.update(part.types.tolist())
-            opened.outputs.add(part)
+            self._add(opened, loaded(opened.parts[opened.waiting.popleft()]))
+
+    def _add(self, opened: _Open, part: Nuclei) -> None:
+        assert opened.outputs is not None
+        opened.counts.update(part.types.tolist())
+        opened.outputs.add(part)
 
     def _keep(self, opened: _Open, work: Work, found: Nuclei) -> None:
-        self._give(opened, work.number)
-        opened.counts.update(found.types.tolist())
-        opened.outputs.add(found)
-        if not opened.kept:
+        if opened.outputs is None:
+            opened.counts.update(found.types.tolist())
             opened.parts[work.number] = found
+            return
+        try:
+            self._give(opened, work.number)
+            self._add(opened, found)
+        except UnusableSlide as reason:
+            # What outlines are drawn over cannot be read.
+            opened.failure = str(reason)
             return
         path = opened.folder / f"{work.number:06d}.npz"
         opened.parts[work.number] = path
@@ -254,50 +243,57 @@ class PredictRun:
         warn(f"{file.path}: {reason}")
 
     def _close(self, picture: Picture) -> None:
-        """Write the outputs of a picture whose blocks are done, and the line that says so."""
+        """Have the files of a picture whose blocks are done written, beside what comes."""
         opened = self._open.pop(picture)
+        files: Future[dict[str, Path]] = Future()
         try:
-            if not opened.failure:
-                try:
-                    record = self._write(picture, opened)
-                except UnusableSlide as reason:
-                    opened.failure = str(reason)
-            if opened.failure:
-                opened.outputs.abandon()
-                self._fail(opened.file, opened.failure)
-                return
-            append_json_line(self._out / RECORDS, record)
-        except BaseException:
-            opened.outputs.abandon()
-            raise
-        finally:
+            shown = None if opened.outputs or opened.failure else opened.results.shown(picture)
+        except UnusableSlide as reason:
+            opened.failure = str(reason)
+        if opened.failure:
+            files.set_exception(UnusableSlide(opened.failure))
+        elif opened.outputs is not None:
+            files = self._closers.submit(self._finish, opened)
+        else:
+            parts = [loaded(opened.parts[number]) for number in sorted(opened.parts)]
+            files = (self._pool or self._closers).submit(opened.results.write, parts, shown)
             picture.close()
-        shutil.rmtree(opened.folder, ignore_errors=True)
+        self._closing.append((picture, opened, files))
 
-    def _write(self, picture: Picture, opened: _Open) -> dict[str, Any]:
-        config, classes = self._config, self._model.classes
-        numbers = sorted(opened.parts)
+    def _finish(self, opened: _Open) -> dict[str, Path]:
+        """Bring the rest to the outputs, and write what is made of all blocks."""
+        assert opened.outputs is not None
         for save in opened.saves:
             save.result()
-
-        def parts() -> Iterator[Nuclei]:
-            for number in numbers:
-                yield loaded(opened.parts[number])
-
         self._give(opened)
         opened.outputs.finish()
-        geojson, table = self._places(picture)
-        outputs = {"geojson": geojson, "table": table}
-        form = config.labels if config.labels != "auto" else ("png" if picture.kind == "image" else "none")
-        if form != "none":
-            outputs["labels"] = self._write_labels(picture, [opened.parts[number] for number in numbers], form)
-        if config.overlays:
-            path = self._place("overlays", picture.name, ".png")
-            pixels, factor = picture.thumbnail(_LONGEST)
-            write_overlay(pixels, parts(), path, factor, classes)
-            outputs["overlay"] = path
+        return opened.results.files(
+            opened.results.write_labels([opened.parts[at] for at in sorted(opened.parts)], self._go_on)
+        )
+
+    def _go_on(self) -> None:
+        if self._stopped.is_set():
+            raise CancelledError
+
+    def _settle(self, shown: Display, most: int) -> None:
+        """Note pictures whose files are written, and wait until no more than so many are not."""
+        while self._closing and (len(self._closing) > most or self._closing[0][2].done()):
+            picture, opened, files = self._closing[0]
+            try:
+                self._note(picture, opened, files.result())
+            except UnusableSlide as reason:
+                if opened.outputs is not None:
+                    opened.outputs.abandon()
+                self._fail(opened.file, str(reason))
+            self._closing.popleft()
+            picture.close()
+            shown.picture()
+
+    def _note(self, picture: Picture, opened: _Open, files: dict[str, Path]) -> None:
+        """Say in a line that a picture is done."""
+        classes = self._model.classes
         names = ["background", *classes] if classes else []
-        return {
+        record = {
             "name": picture.name,
             "path": str(picture.path),
             "status": "done",
@@ -310,23 +306,19 @@ class PredictRun:
             "step": list(picture.step),
             "seconds": round(time.monotonic() - opened.started, 3),
             "file": opened.state,
-            "bytes": {kind: file.stat().st_size for kind, file in outputs.items()},
-            "outputs": {kind: str(file.relative_to(self._out)) for kind, file in outputs.items()},
+            "bytes": {kind: file.stat().st_size for kind, file in files.items()},
+            "outputs": {kind: str(file.relative_to(self._out)) for kind, file in files.items()},
         }
+        append_json_line(self._out / RECORDS, record)
+        shutil.rmtree(opened.folder, ignore_errors=True)
 
-    def _write_labels(self, picture: Picture, parts: Sequence[Nuclei | Path], form: LabelFormat) -> Path:
-        path = self._place("labels", picture.name, "")
-        if picture.kind == "slide":
-            return write_tiled_labels(parts, picture.width, picture.height, path, picture.mpp)
-        canvas = np.zeros((picture.height, picture.width), dtype=np.uint32)
-        first = 1
-        for part in map(loaded, parts):
-            part.paint(canvas, (0, 0), first)
-            first += len(part)
-        return write_labels(canvas, path, form)
-
-    def _place(self, kind: str, name: str, suffix: str) -> Path:
-        """Return where an output goes, and make its folder; names may hold folders."""
-        path = self._out / kind / f"{name}{suffix}"
-        writable_directory(path.parent)
-        return path
+    def _leave(self) -> None:
+        """Leave nothing half written and no file open, whatever ended the run."""
+        self._stopped.set()
+        every = [*self._open.items(), *((picture, opened) for picture, opened, _ in self._closing)]
+        for _, opened in every:
+            if opened.outputs is not None:
+                opened.outputs.abandon()
+        self._closers.shutdown(wait=True, cancel_futures=True)
+        for picture, _ in every:
+            picture.close()

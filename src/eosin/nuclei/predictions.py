@@ -46,8 +46,8 @@ class PredictConfig(Config):
     overlays: bool = True
     """Draw outlines over pictures."""
     block: int | None = Field(None, ge=64)
-    """Side in px of the blocks in which large pictures are searched: 2,048 on a GPU, 1,024 elsewhere, if not given. It
-    changes speed, memory and what a stop costs, not nuclei."""
+    """Side in px of the blocks in which large pictures are searched; about 1,024 if not given. It changes
+    speed, memory and what a stop costs, not nuclei."""
     batch_size: int | None = Field(None, ge=1)
     """Windows a pass; 16 on a GPU and 4 elsewhere if not given."""
 
