@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tifffile
@@ -36,21 +38,29 @@ class Timed:
     name, fingerprint, mpp, classes = "timed", "0", 0.25, ("left", "right")
     postprocess = PostprocessConfig(scale=1.0)
 
-    def __init__(self, config: NetworkConfig, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, config: NetworkConfig, device: torch.device, pace: float | None) -> None:
+        self.device = torch.device("cuda") if pace else device
         network = build_network(config, load_encoder(config.encoder), len(self.classes))
         self.window, self.output = network.window, network.kept
         self._network = network.to(device).to(memory_format=torch.channels_last)
-        self.precision = "bf16" if device.type == "cuda" else "fp32"
+        self._pace = pace
+        self.precision: Literal["bf16", "fp32"] = "bf16" if self.device.type == "cuda" else "fp32"
 
     def maps(self, images: torch.Tensor) -> Maps:
         """Compute what is thrown away, and read the answer off the colors."""
-        said = window_maps(self._network, images, self.precision)
+        if self._pace is None:
+            window_maps(self._network, images, self.precision)
+            return self._read_off(images)
+        started = time.perf_counter()
+        answer = self._read_off(images)
+        time.sleep(max(0.0, len(images) / self._pace - (time.perf_counter() - started)))
+        return answer
+
+    def _read_off(self, images: torch.Tensor) -> Maps:
         margin = (self.window - self.output) // 2
         inner = images[:, :, margin:-margin, margin:-margin].numpy().astype(np.float32)
         left = inner[:, 1:2] < 127
         kinds = np.concatenate([inner[:, :1] < 100, left, ~left], axis=1).astype(np.float32)
-        assert said.tp_prob is not None
         return Maps(inner[:, 0] / 255, inner[:, 1:] / 127 - 1, kinds)
 
 
@@ -90,23 +100,27 @@ def main() -> None:
     parser.add_argument("--encoder", default="random:resnet50")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--batch-size", type=int, default=None)
-    parser.add_argument("--overlays", action="store_true")
+    parser.add_argument("--no-overlays", action="store_true")
+    parser.add_argument("--pace", type=float, default=None)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = Timed(NetworkConfig(encoder=options.encoder, width=options.width), device)
+    model = Timed(NetworkConfig(encoder=options.encoder, width=options.width), device, options.pace)
     # The first pass on a GPU chooses kernels.
-    first = (options.batch_size or 16) if device.type == "cuda" else 1
+    first = (options.batch_size or 16) if device.type == "cuda" and options.pace is None else 1
     model.maps(torch.zeros((first, 3, model.window, model.window), dtype=torch.uint8))
     with tempfile.TemporaryDirectory() as folder:
         slide = Path(folder) / "slide.tif"
         drawn(slide, options.side)
-        config = PredictConfig(whole=True, overlays=options.overlays, batch_size=options.batch_size)
+        config = PredictConfig(whole=True, overlays=not options.no_overlays, batch_size=options.batch_size)
         started, used = time.perf_counter(), time.process_time()
         done = predict(model, [slide], Path(folder) / "out", config, progress=False)
         seconds, used = time.perf_counter() - started, time.process_time() - used
     share = done.network_seconds / seconds
+    network = f"{options.encoder} x {options.width:g}, {device.type}"
+    if options.pace is not None:
+        network = f"a pause for {options.pace:g} windows/s, {len(os.sched_getaffinity(0))} cores"
     line = {
-        "claim": f"network's share of a slide's prediction, {options.encoder} x {options.width:g}, {device.type}",
+        "claim": f"network's share of a slide's prediction, {network}",
         "ours": round(share, 4),
         "peer": _GOAL,
         "peer_name": "goal",

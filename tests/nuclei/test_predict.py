@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,18 +17,20 @@ from PIL import Image
 
 from eosin.core.errors import EosinError
 from eosin.core.files import DirectoryLock
+from eosin.nuclei import label_files
 from eosin.nuclei.config import PostprocessConfig
 from eosin.nuclei.found import Nuclei
 from eosin.nuclei.label_files import read_label_file
 from eosin.nuclei.metrics import pq
 from eosin.nuclei.model import Maps
-from eosin.nuclei.pictures import open_picture
+from eosin.nuclei.pictures import Picture, open_picture
 from eosin.nuclei.postprocess import postprocess
 from eosin.nuclei.predict import PredictConfig, predict
 from eosin.nuclei.predict_run import PredictRun
 from eosin.nuclei.shelf import Shelf
 from eosin.nuclei.targets import targets
 from eosin.slides import FoundSlide, TissueConfig, read_regions
+from eosin.slides.errors import UnusableSlide
 from eosin.synthetic import render_tile
 
 GLASS = 255
@@ -213,7 +217,9 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_files(tmp_path, monkeypatc
     assert kept == every[: len(kept)]
     assert 0 < len(kept) < len(every)
     assert not [*out.glob("geojson/*"), *out.glob("geojson/.*"), *out.glob("tables/*")]
-    for left in ("geojson/.s.geojson.8hx2.part", "tables/.s.parquet.9c_q.part"):  # as kill -9 leaves them
+    left_over = ("geojson/.s.geojson.8hx2.part", "tables/.s.parquet.9c_q.part", "labels/.s.tiff.a_b1.part")
+    for left in (*left_over, "overlays/deep/.s.png.00zz.part"):  # as kill -9 leaves them
+        (out / left).parent.mkdir(parents=True, exist_ok=True)
         (out / left).write_bytes(b"half")
     kept_before = list(kept)
     kept.clear()
@@ -224,6 +230,71 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_files(tmp_path, monkeypatc
     third = Pretender(mpp=0.5)
     again = predict(third, [tmp_path / "s.tif"], out, config, progress=False)
     assert (again.kept, third.seen) == (1, 0)
+
+
+def test_processes_write_the_same_files(images, tmp_path):
+    write_slide(images / "s.tif", slide_pixels(side=200))
+    config = PredictConfig(block=70, labels="tiff", tissue=INK)
+    predict(Pretender(), [images], tmp_path / "threads", config, progress=False)
+    on_gpu = Pretender()
+    on_gpu.device = SimpleNamespace(type="cuda")
+    result = predict(on_gpu, [images], tmp_path / "processes", config, progress=False)
+    assert result.done == 3
+    assert {record["kind"] for record in result.records} == {"image", "slide"}
+    assert files(tmp_path / "threads") == files(tmp_path / "processes")
+
+
+def test_a_run_that_is_stopped_ends_the_label_map_of_a_slide(tmp_path, monkeypatch):
+    write_slide(tmp_path / "s.tif", slide_pixels(side=200))
+    config = PredictConfig(block=70, labels="tiff", tissue=INK)
+    monkeypatch.setattr(label_files, "_TILE", 64)
+    begun, runs = Event(), []
+    settle = PredictRun._settle
+
+    def interrupted(run, shown, most):
+        if run._closing:
+            runs.append(run)
+            assert begun.wait(60)
+            raise KeyboardInterrupt
+        settle(run, shown, most)
+
+    def slowly(labels, *_):
+        # As slow as the map of a large slide: the run is stopped before it is written.
+        begun.set()
+        assert runs[0]._stopped.wait(60)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Nuclei, "paint", slowly)
+        patched.setattr(PredictRun, "_settle", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            predict(Pretender(), [tmp_path / "s.tif"], tmp_path / "out", config, progress=False)
+    assert not list((tmp_path / "out" / "labels").iterdir())
+    predict(Pretender(), [tmp_path / "s.tif"], tmp_path / "out", config, progress=False)
+    predict(Pretender(), [tmp_path / "s.tif"], tmp_path / "whole", config, progress=False)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["a.png", "s.tif"])
+def test_a_picture_that_cannot_be_shown_fails_and_the_others_go_on(images, tmp_path, monkeypatch, name):
+    write_slide(images / "s.tif", slide_pixels(side=200))
+    thumbnail = Picture.thumbnail
+
+    def damaged(picture, longest):
+        if picture.path.name == name:
+            raise UnusableSlide("damaged in its middle")
+        return thumbnail(picture, longest)
+
+    monkeypatch.setattr(Picture, "thumbnail", damaged)
+    config = PredictConfig(block=70, tissue=INK)
+    result = predict(Pretender(), [images], tmp_path / "out", config, progress=False)
+    assert [(Path(failed["path"]).name, failed["reason"]) for failed in result.failed] == [
+        (name, "damaged in its middle")
+    ]
+    assert result.done == 2
+    stem = name.partition(".")[0]
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name.startswith(f"{stem}.")]
+    monkeypatch.setattr(Picture, "thumbnail", thumbnail)
+    assert predict(Pretender(), [images], tmp_path / "out", config, progress=False).done == 1
 
 
 def test_a_run_that_goes_on_with_other_blocks_begins_the_slide_anew(tmp_path):
