@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,9 +41,10 @@ from eosin.nuclei.validation import validate
 from eosin.training.batch_norm import synchronize_batch_norm
 from eosin.training.checkpoints import Checkpoints
 from eosin.training.guards import check_weights, memory_errors
+from eosin.training.loop import StepLoop
 from eosin.training.processes import agree_on_step, choose_device, computes_bf16, process_group, say
 from eosin.training.run import RunDirectory, run_directory
-from eosin.training.signals import Interrupted, StopSignal
+from eosin.training.signals import Interrupted
 from eosin.training.sums import Sums
 
 __all__ = ["train_nuclei", "with_more_phases"]
@@ -156,12 +156,14 @@ class _Trainer:
         self.model: torch.nn.Module = self.network
         self.lengths = [config.phase(name).length(len(data)) for name in config.phases]
         self.place = _Place()
-        self.step = 0
         self.sums = Sums(device)
-        self.waited = self.passed = 0.0
-        self.timed = 0
+        self.loop = StepLoop(device, config.log.every_steps)
         self.saved = False
-        self.stop = StopSignal()
+
+    @property
+    def step(self) -> int:
+        """Steps taken, in all phases."""
+        return self.loop.step
 
     @property
     def over(self) -> bool:
@@ -193,7 +195,7 @@ class _Trainer:
         self.best = BestModel(out)
         self._resume(out, run)
         self._describe(out)
-        with self.stop.listening(), self._progress(shown=run is not None) as (progress, task):
+        with self.loop.stop.listening(), self._progress(shown=run is not None) as (progress, task):
             while not self.over:
                 self._phase(run, progress, task)
                 self._turn(out, run)
@@ -235,30 +237,23 @@ class _Trainer:
         save_every = config.checkpoint.every_steps or max(1, self.steps // _LOOKS)
         look_every = config.validation.every_steps or max(1, self.lengths[self.place.phase] // _LOOKS)
         seen = self.place.seen + (self.step - self.place.begun) * fields.batch_size
-        before = time.perf_counter()
+
+        def look(step: int) -> bool:
+            return bool(self.data.val) and ((step - self.place.begun) % look_every == 0 or step == self.end)
+
         with contextlib.closing(self.data.batches(self.step, self.end, fields.batch_size, seen)) as batches:
-            for batch in batches:
-                arrived = time.perf_counter()
-                self._take_step(batch)
-                self.step += 1
-                self.waited += arrived - before
-                self.passed += time.perf_counter() - before
-                self.timed += fields.batch_size
-                taken, last = self.step - self.place.begun, self.step == self.end
-                look = bool(self.data.val) and (taken % look_every == 0 or last)
-                if self.step % config.log.every_steps == 0 or last or look:
-                    self._report(run, progress, task, look=look)
-                progress.update(task, completed=self.step, total=self.steps)
-                stop = self.stop.agreed(self.step, config.log.every_steps, self.device)
-                over = last or self._worse_for_long()
+            self.loop.run(
+                batches,
+                self._take_step,
+                end=self.end,
+                look=look,
+                report=lambda look: self._report(run, progress, task, look=look),
+                save_every=save_every,
+                save=lambda: self._save(run),
+                shown=lambda: progress.update(task, completed=self.step, total=self.steps),
                 # A phase's end is saved when the next one stands.
-                if run is not None and not over and (self.step % save_every == 0 or stop):
-                    self._save(run)
-                if over:
-                    return
-                if stop:
-                    raise Interrupted(stop, self.step)
-                before = time.perf_counter()
+                over=lambda: self.step == self.end or self._worse_for_long(),
+            )
 
     def _worse_for_long(self) -> bool:
         patience = self.config.validation.patience
@@ -277,9 +272,8 @@ class _Trainer:
         if self.best.step and not self.over:
             self.best.load_into(self.network)
         self._begin(None)
-        if run is not None:
-            self._save(run)
-        stop = self.stop.agreed(0, 1, self.device)
+        self._save(run)
+        stop = self.loop.stop.agreed(0, 1, self.device)
         if stop and not self.over:
             raise Interrupted(stop, self.step)
 
@@ -289,7 +283,7 @@ class _Trainer:
         state: dict[str, Any] | None = None
         turned = False
         if found is not None:
-            self.step, state = found
+            self.loop.step, state = found
             self.saved = True
             if state["material"] not in self.materials:
                 raise EosinError(
@@ -309,11 +303,13 @@ class _Trainer:
         if run is not None:
             run.rewind(self.step)
         self._begin(None if turned else state)
-        if turned and run is not None:
+        if turned:
             # At once: a look may put other weights in the place of the best before the next checkpoint.
             self._save(run)
 
-    def _save(self, run: RunDirectory) -> None:
+    def _save(self, run: RunDirectory | None) -> None:
+        if run is None:
+            return
         self._check_finite()
         check_weights(self.network.state_dict(), self.step, self._advice())
         run.checkpoints.save(
@@ -407,19 +403,13 @@ class _Trainer:
     # The log -----------------------------------------------------------------------------------------------------
 
     def _report(self, run: RunDirectory | None, progress: Progress, task: TaskID, *, look: bool) -> None:
-        before = time.perf_counter()
-        self._check_finite()
         fields = self.config.phase(self.phase)
-        taken = self.step - self.place.begun
-        windows = self.place.seen + taken * fields.batch_size
-        record: dict[str, Any] = {"step": self.step, "samples": windows, "epoch": windows / len(self.data)}
-        record |= {"phase": self.place.phase + 1, **self.sums.take(), "lr": self.optimizer.param_groups[0]["lr"]}
-        # Reading the sums waited for a GPU to finish its steps.
-        self.passed += time.perf_counter() - before
-        if self.timed:
-            record |= {"images_per_second": self.timed / self.passed, "data_wait": self.waited / self.passed}
-        self.waited = self.passed = 0.0
-        self.timed = 0
+        with self.loop.timed():
+            self._check_finite()
+            windows = self.place.seen + (self.step - self.place.begun) * fields.batch_size
+            record: dict[str, Any] = {"step": self.step, "samples": windows, "epoch": windows / len(self.data)}
+            record |= {"phase": self.place.phase + 1, **self.sums.take(), "lr": self.optimizer.param_groups[0]["lr"]}
+        record |= self.loop.speed(fields.batch_size)[1]
         if look:
             self._look(record, write=run is not None)
         if run is None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,11 @@ from eosin.pretrain.source import open_source, resolutions, tiles_hash, views_ha
 from eosin.pretrain.watch import CollapseWatch, effective_rank, pair_signals
 from eosin.training.batch_norm import synchronize_batch_norm
 from eosin.training.guards import check_weights, memory_errors
+from eosin.training.loop import StepLoop
 from eosin.training.optimizers import build_optimizer, check_schedule, clip_gradients, set_hyperparameters
 from eosin.training.processes import agree_on_step, choose_device, computes_bf16, process_group, say
 from eosin.training.run import RunDirectory, run_directory
-from eosin.training.signals import Interrupted, StopSignal
+from eosin.training.signals import Interrupted
 from eosin.training.throughput import Stopwatch, count_flops, measure_peak
 
 __all__ = ["Interrupted", "pretrain"]
@@ -107,17 +107,18 @@ class _Trainer:
         self.tiles_hash = tiles_hash(tiles)
         self.views_hash = views_hash(config, self.mpp)
         self.probe = OnlineProbe(config.watch, tiles, config.encoder.size, config.seed)
-        self.step = 0
         self.lr = 0.0
         self.sums: dict[str, Tensor] = {}
         self.logged = 0
-        self.waited = 0.0
-        self.passed = 0.0
-        self.timed = 0
+        self.loop = StepLoop(device, config.log.every_steps)
         self.clock = Stopwatch(device)
         self.flops = 0.0
         self.peak = 1.0
-        self.stop = StopSignal()
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return self.loop.step
 
     # The run -----------------------------------------------------------------------------------------------------
 
@@ -130,7 +131,10 @@ class _Trainer:
         self._describe(out)
         self.best = BestEncoder(out, self.step) if run is not None else None
         quarantine = Quarantine(out / "quarantine.jsonl", self.config.data.quarantine_limit)
-        with self.stop.listening(), run_progress(self.config, self.step, shown=run is not None) as (progress, task):
+        with (
+            self.loop.stop.listening(),
+            run_progress(self.config, self.step, shown=run is not None) as (progress, task),
+        ):
             self._loop(run, quarantine, progress, task)
         if run is not None:
             save_encoder(self.method.encoder, result)
@@ -144,7 +148,7 @@ class _Trainer:
 
         found = Checkpoints(out / "checkpoints").load_newest()
         if found is not None:
-            self.step, state = found
+            self.loop.step, state = found
             if state["tiles"] != self.tiles_hash:
                 raise EosinError(
                     f"{self.tiles.spec}: the tiles are not those that {out} began with; restore them to resume, "
@@ -224,28 +228,29 @@ class _Trainer:
         config = self.config
         save_every = config.checkpoint.every_steps or max(1, config.steps // 20)
         look_every = config.watch.every_steps or max(1, config.steps // 20)
-        before = time.perf_counter()
-        for batch in pinned(loader, self.device):
-            arrived = time.perf_counter()
+
+        def take(batch: Batch) -> None:
+            self._take_step(batch)
+            placement.step_taken()
+
+        self.loop.run(
+            self._ready(pinned(loader, self.device)),
+            take,
+            end=config.steps,
+            look=lambda step: step % look_every == 0 or step == config.steps,
+            report=lambda look: self._report(run, progress, task, look=look),
+            save_every=save_every,
+            save=lambda: self._save(run),
+            shown=lambda: progress.update(task, completed=self.step),
+        )
+
+    def _ready(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Make all ready with the first batch."""
+        for batch in batches:
             if self.model is self.method and not self.flops:
                 self._make_ready(batch)
-                arrived = before = time.perf_counter()
-            self._take_step(batch)
-            self.step = batch.step + 1
-            placement.step_taken()
-            self.waited += arrived - before
-            self.passed += time.perf_counter() - before
-            self.timed += 1
-            last = self.step == config.steps
-            if self.step % config.log.every_steps == 0 or last or self.step % look_every == 0:
-                self._report(run, progress, task, look=self.step % look_every == 0 or last)
-            progress.update(task, completed=self.step)
-            stop = self.stop.agreed(self.step, config.log.every_steps, self.device)
-            if run is not None and (self.step % save_every == 0 or last or stop):
-                self._save(run)
-            if stop:
-                raise Interrupted(stop, self.step)
-            before = time.perf_counter()
+                self.loop.forget_time()
+            yield batch
 
     # One step ----------------------------------------------------------------------------------------------------
 
@@ -331,22 +336,18 @@ class _Trainer:
     # The log -----------------------------------------------------------------------------------------------------
 
     def _report(self, run: RunDirectory | None, progress: Progress, task: TaskID, *, look: bool) -> None:
-        before = time.perf_counter()
-        self._check_finite(self.step)
-        count = self.step - self.logged
-        record: dict[str, Any] = {"step": self.step, "samples": self.step * self.config.batch_size}
-        record |= {name: value.item() / count for name, value in self.sums.items()}
-        record["lr"] = self.lr
-        record["loss_at_chance"] = self.method.chance_loss
-        self.sums, self.logged = {}, self.step
-        parts = self.clock.seconds()
-        # Reading the sums waited for a GPU to finish its steps.
-        self.passed += time.perf_counter() - before
+        with self.loop.timed():
+            self._check_finite(self.step)
+            count = self.step - self.logged
+            record: dict[str, Any] = {"step": self.step, "samples": self.step * self.config.batch_size}
+            record |= {name: value.item() / count for name, value in self.sums.items()}
+            record["lr"] = self.lr
+            record["loss_at_chance"] = self.method.chance_loss
+            self.sums, self.logged = {}, self.step
+            parts = self.clock.seconds()
         if look and run is not None:
             self._look(record)
-        if self.timed:
-            record |= self._speed(parts)
-        self.waited, self.passed, self.timed = 0.0, 0.0, 0
+        record |= self._speed(parts)
         if run is None:
             return
         run.log(record)
@@ -368,14 +369,16 @@ class _Trainer:
 
     def _speed(self, parts: Mapping[str, float]) -> dict[str, float]:
         """Images a second, the share of time spent waiting for tiles, seconds a step by part, and MFU."""
-        speed = {
-            "images_per_second": self.timed * self.config.batch_size / self.passed,
-            "data_wait": self.waited / self.passed,
-            "mfu": self.flops * self.timed / processes() / self.passed / self.peak,
-        }
-        return speed | {f"time/{part}": seconds / self.timed for part, seconds in parts.items()}
+        steps, speed = self.loop.speed(self.config.batch_size)
+        if not steps:
+            return {}
+        per_second = speed["images_per_second"] / self.config.batch_size
+        speed["mfu"] = self.flops * per_second / processes() / self.peak
+        return speed | {f"time/{part}": seconds / steps for part, seconds in parts.items()}
 
-    def _save(self, run: RunDirectory) -> None:
+    def _save(self, run: RunDirectory | None) -> None:
+        if run is None:
+            return
         if self.sums:
             self._check_finite(self.step)
         check_weights(self.method.state_dict(), self.step, _NOT_FINITE)
