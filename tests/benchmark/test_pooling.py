@@ -173,3 +173,20 @@ def test_seeds_of_an_older_version_are_neither_averaged_nor_compared_with_the_ne
     tests = compare(tmp_path, [*newer, *other, *alone], "balanced_accuracy", [])
     assert [(t["encoder"], t["reference"]) for t in tests] == [("m", "n")]
     assert len(leaderboard(tmp_path, [*newer, *other, *alone])) == 3
+
+
+def test_predictions_that_cannot_be_read_are_told_once_and_the_others_compared(tmp_path, capsys):
+    records = [cell(tmp_path, name, seed, right=0.8) for name in ("one", "two", "three") for seed in (0, 1)]
+    broken = tmp_path / records[3]["predictions"]  # of "two"
+    broken.write_bytes(b"PAR1 no")
+    entry = pool(tmp_path, records[2:4])["metrics"]["balanced_accuracy"]
+    assert (entry["low"], entry["high"]) == (None, None)
+    assert entry["value"] == pytest.approx(np.mean([r["metrics"]["balanced_accuracy"]["value"] for r in records[2:4]]))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "no interval over the seeds of two" in told
+    assert "two-knn-1.parquet: unreadable" in told
+    found = compare(tmp_path, records, "balanced_accuracy", [])
+    assert [(c["encoder"], c["reference"]) for c in found] == [("one", "three")]
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("encoders were not compared: ") == 1
+    assert "two-knn-1.parquet: unreadable" in told

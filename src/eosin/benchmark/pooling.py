@@ -23,6 +23,7 @@ from eosin.benchmark.record import (
     of_newest_version,
     version_of,
 )
+from eosin.core.console import warn
 from eosin.core.draws import stream_seed
 from eosin.core.errors import EosinError
 from eosin.evaluate.paired_means import paired_means_test
@@ -115,7 +116,8 @@ def _pooled_intervals(out: Path, records: Sequence[Record]) -> dict[str, tuple[f
         if is_nuclei(records[0]):
             return pooled_intervals(out, records)
         seeds = [load_predictions(out, record) for record in records]
-    except EosinError:
+    except EosinError as error:
+        warn(f"no interval over the seeds of {records[0]['encoder']}: {error}")
         return {}
     measured = [Measured(seed) for seed in seeds]
     labels = [np.asarray(s.names if s.groups is None else s.groups).astype(str) for s in seeds]
@@ -175,11 +177,15 @@ def compare(out: Path, records: Sequence[Record], metric: str, known: Sequence[C
     stored = {(c["metric"], *c["cells"]): c for c in known if c.keys() >= Comparison.__annotations__.keys()}
     cells = _by_cell(records)
     found: list[Comparison] = []
+    faults: set[str] = set()
     for family in _families(cells).values():
-        tests = [t for a, b in combinations(family, 2) if (t := _compare_pair(out, cells[a], cells[b], metric, stored))]
+        pairs = combinations(family, 2)
+        tests = [t for a, b in pairs if (t := _compare_pair(out, cells[a], cells[b], metric, stored, faults))]
         for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
             test["p_holm"] = float(p)
         found.extend(tests)
+    for fault in sorted(faults):
+        warn(f"encoders were not compared: {fault}")
     return found
 
 
@@ -191,8 +197,14 @@ def _families(cells: dict[Cell, list[Record]]) -> dict[tuple[str, str, float], l
 
 
 def _compare_pair(
-    out: Path, first: list[Record], second: list[Record], metric: str, stored: dict[Any, Comparison]
+    out: Path,
+    first: list[Record],
+    second: list[Record],
+    metric: str,
+    stored: dict[Any, Comparison],
+    faults: set[str],
 ) -> Comparison | None:
+    """Test a pair; what cannot be read is added to `faults`."""
     others = {record["seed"]: record for record in second}
     pairs = [
         (record, others[record["seed"]])
@@ -206,14 +218,12 @@ def _compare_pair(
         return stored[metric, *cells].copy()
     one, two = pairs[0]
     try:
-        if is_nuclei(one):
-            test = paired_means_test(
-                [per_image(out, a, metric) for a, _ in pairs], [per_image(out, b, metric) for _, b in pairs], metric
-            )
-        else:
-            test = paired_test(
-                [load_predictions(out, a) for a, _ in pairs], [load_predictions(out, b) for _, b in pairs], metric
-            )
+        ours, theirs = ([_answers(out, record, metric) for record in side] for side in zip(*pairs, strict=True))
+    except EosinError as error:
+        faults.add(str(error))
+        return None
+    try:
+        test = (paired_means_test if is_nuclei(one) else paired_test)(ours, theirs, metric)
     except EosinError:
         # Undefined (one class), or quarantined tiles differ: the pair has no test, and the page says so.
         return None
@@ -234,3 +244,7 @@ def _compare_pair(
         "grouping": one["grouping"],
         "cells": cells,
     }
+
+
+def _answers(out: Path, record: Record, metric: str) -> Any:
+    return per_image(out, record, metric) if is_nuclei(record) else load_predictions(out, record)
