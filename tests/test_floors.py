@@ -30,6 +30,7 @@ FLOORS = {
     "demo": 8,
     "doctor": 8,
     "arguments": 8,
+    "benchmark_verbs": 9,
     "data_verbs": 9,
     "encoder_verbs": 9,
     "nuclei_verbs": 9,

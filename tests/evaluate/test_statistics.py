@@ -14,12 +14,11 @@ from sklearn.metrics import balanced_accuracy_score
 from eosin.core.errors import EosinError
 from eosin.evaluate import statistics
 from eosin.evaluate.metrics import METRICS, metric_value, prepare
+from eosin.evaluate.paired import holm, paired_test
 from eosin.evaluate.statistics import (
     Predicted,
     bootstrap_interval,
     bootstrap_statistic,
-    holm,
-    paired_test,
     predicted_intervals,
 )
 
@@ -53,7 +52,7 @@ def test_interval_equals_a_plain_loop_over_groups():
 def test_block_size_does_not_change_the_draws(monkeypatch):
     truth, probabilities = sample(1, 50)
     whole = bootstrap_interval(truth, probabilities, seed=2, resamples=101)
-    monkeypatch.setattr(statistics, "_BLOCK", 350)
+    monkeypatch.setattr(statistics, "BLOCK", 350)
     assert bootstrap_interval(truth, probabilities, seed=2, resamples=101) == whole
 
 

@@ -26,9 +26,10 @@ from eosin.benchmark.record import (
 from eosin.core.console import warn
 from eosin.core.draws import stream_seed
 from eosin.core.errors import EosinError
+from eosin.evaluate.paired import holm, paired_test
 from eosin.evaluate.paired_means import paired_means_test
 from eosin.evaluate.predictions import load_predictions
-from eosin.evaluate.statistics import Measured, holm, paired_test, spread
+from eosin.evaluate.statistics import Measured, spread
 
 __all__ = ["compare", "leaderboard", "pool"]
 

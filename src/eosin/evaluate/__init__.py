@@ -14,6 +14,7 @@ from eosin.evaluate.embed_pass import DenseMaps
 from eosin.evaluate.evaluation import Evaluation, ProbeData, evaluate, fit_of, material_of, probe_data, score
 from eosin.evaluate.foreign import read_embeddings
 from eosin.evaluate.metrics import METRICS, metric_value
+from eosin.evaluate.paired import Comparison, holm, paired_test
 from eosin.evaluate.parquet import embed_to_parquet
 from eosin.evaluate.protocol import (
     PROTOCOLS,
@@ -28,7 +29,7 @@ from eosin.evaluate.protocol import (
     open_protocols,
 )
 from eosin.evaluate.stain_probe import StainProbeConfig, run_stain_probe
-from eosin.evaluate.statistics import Comparison, Predicted, bootstrap_interval, holm, paired_test
+from eosin.evaluate.statistics import Predicted, bootstrap_interval
 
 __all__ = [
     "METRICS",

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from eosin.core.draws import stream_seed
 from eosin.core.errors import EosinError
 from eosin.evaluate.metrics import ratio
-from eosin.evaluate.statistics import Comparison, percentile_interval, resampled_weights, sign_flips
+from eosin.evaluate.paired import Comparison, sign_flips
+from eosin.evaluate.statistics import percentile_interval, resampled_weights
 
 __all__ = ["PerImage", "paired_means_test"]
 

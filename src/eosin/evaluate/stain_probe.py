@@ -30,12 +30,13 @@ from eosin.evaluate.cells import load_cells, save_cell
 from eosin.evaluate.embed import embed
 from eosin.evaluate.evaluation import ProbeData, fit_of, probe_data
 from eosin.evaluate.movement import Movement, measure_movement
+from eosin.evaluate.paired import paired_test
 from eosin.evaluate.predictions import prediction_table
 from eosin.evaluate.protocol import PROTOCOLS, FeatureProtocol
 from eosin.evaluate.shift import predict_versions
 from eosin.evaluate.stain_shift import DEFAULT_SHIFTS, NONE, Restaining, Shift, open_shifts
 from eosin.evaluate.stain_summary import summarize
-from eosin.evaluate.statistics import Interval, Predicted, bootstrap_interval, paired_test
+from eosin.evaluate.statistics import Interval, Predicted, bootstrap_interval
 from eosin.tasks import Task, is_synthetic, open_task, task_content
 from eosin.training.run import environment, utc_now
 

@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from eosin.evaluate.metrics import METRICS, Floats, prepare
+from eosin.evaluate.paired import paired_test
 from eosin.evaluate.predictions import load_predictions
-from eosin.evaluate.statistics import Interval, Predicted, bootstrap_statistic, paired_test
+from eosin.evaluate.statistics import Interval, Predicted, bootstrap_statistic
 
 __all__ = ["print_summary", "summarize"]
 
