@@ -10,8 +10,6 @@ over the batch; with several processes each computes it on the maps of all, so t
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eosin.core.collective import gather, gather_with_gradient, position_in_run, processes
 from eosin.core.config import apply_overrides
-from eosin.core.console import progress_bar, warn
+from eosin.core.console import warn
 from eosin.core.draws import stream_seed
 from eosin.core.errors import EosinError
 from eosin.core.files import atomic_file, short_hash
@@ -36,6 +34,7 @@ from eosin.nuclei.hovernet import HoverNet
 from eosin.nuclei.losses import hover_loss
 from eosin.nuclei.model import MODEL_FILE, ModelCard, build_network, save_model, window_maps, with_scale
 from eosin.nuclei.training_data import LearningBatch, TrainingData
+from eosin.nuclei.training_display import described, in_words, plan, shown_progress
 from eosin.nuclei.trunks import REFERENCE
 from eosin.nuclei.validation import validate
 from eosin.training.batch_norm import synchronize_batch_norm
@@ -194,8 +193,14 @@ class _Trainer:
             return result
         self.best = BestModel(out)
         self._resume(out, run)
-        self._describe(out)
-        with self.loop.stop.listening(), self._progress(shown=run is not None) as (progress, task):
+        say(self.data.describe())
+        for line in plan(self.config, len(self.data), self.lengths):
+            say(line)
+        say(f"{described(self.network, self.config.network)}, {self.precision} on {self.device} → {out}")
+        with (
+            self.loop.stop.listening(),
+            shown_progress(self.step, self.steps, shown=run is not None) as (progress, task),
+        ):
             while not self.over:
                 self._phase(run, progress, task)
                 self._turn(out, run)
@@ -326,31 +331,6 @@ class _Trainer:
         )
         self.saved = True
 
-    def _describe(self, out: Path) -> None:
-        say(self.data.describe())
-        for name, steps in zip(self.config.phases, self.lengths, strict=True):
-            fields = self.config.phase(name)
-            windows = steps * fields.batch_size
-            what = f"encoder frozen ({self.config.freeze})" if name == "decoder" else "all"
-            say(
-                f"phase {name}, {what}: {windows} windows = {windows / len(self.data):.1f} epochs = {steps} steps of "
-                f"{fields.batch_size}, lr {fields.lr:g}"
-            )
-        size = sum(value.numel() for value in self.network.parameters()) / 1e6
-        network = self.config.network
-        say(
-            f"{network.encoder} under HoVer-Net {network.geometry} ({self.network.window} → {self.network.output} px), "
-            f"{size:.1f} M parameters, {self.precision} on {self.device} → {out}"
-        )
-
-    @contextlib.contextmanager
-    def _progress(self, *, shown: bool) -> Iterator[tuple[Progress, TaskID]]:
-        """Show step, loss, windows/s and the time left, on a terminal."""
-        progress = progress_bar("loss", "speed")
-        progress.disable = not (shown and sys.stderr.isatty())
-        with progress:
-            yield progress, progress.add_task("nuclei", total=self.steps, completed=self.step, loss="", speed="")
-
     # One step ----------------------------------------------------------------------------------------------------
 
     def _take_step(self, batch: LearningBatch) -> None:
@@ -417,7 +397,7 @@ class _Trainer:
         run.log(record)
         progress.update(task, loss=f"loss {record['loss']:.3f}", speed=f"{record['images_per_second']:.1f} windows/s")
         if look:
-            progress.console.print(self._in_words(record), markup=False)
+            progress.console.print(in_words(record, self.steps), markup=False)
 
     def _look(self, record: dict[str, Any], *, write: bool) -> None:
         """Score the validation images, and keep the weights if they are the best so far."""
@@ -442,13 +422,3 @@ class _Trainer:
                 f"phase {self.phase} ends without a nucleus found in {len(self.data.val)} validation images; it may be "
                 f"too short, or --{self.phase}.lr too high"
             )
-
-    def _in_words(self, record: dict[str, Any]) -> str:
-        """Put a look's record into one line."""
-        parts = [f"step {self.step}/{self.steps}", f"loss {record['loss']:.3f}"]
-        parts += [f"{name} {record[f'val/{name.lower()}']:.3f}" for name in ("PQ", "AJI", "Dice")]
-        if "val/mpq" in record:
-            parts.append(f"mPQ {record['val/mpq']:.3f}")
-        parts.append(f"{record['val/found']:.0f} of {record['val/true']:.0f} nuclei")
-        parts.append(f"{record['images_per_second']:.1f} windows/s")
-        return "  ".join(parts)
