@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from eosin.core.errors import EosinError
+from eosin.nuclei import outputs as outputs_module
 from eosin.nuclei.found import Nuclei
 from eosin.nuclei.geojson import write_geojson
 from eosin.nuclei.outputs import Outputs
@@ -105,8 +106,30 @@ def test_who_brings_blocks_waits_for_a_slow_writer(blocks):
 
     outputs = Outputs([slow])
     threading.Timer(0.3, may.set).start()
-    for part in blocks:
+    for part in blocks * 2:
         outputs.add(part)
     assert may.is_set()
     outputs.finish()
-    assert taken == blocks
+    assert taken == blocks * 2
+
+
+def test_a_writer_that_is_busy_before_it_writes_is_not_waited_for(blocks, tmp_path, monkeypatch):
+    """Such as one that reads a slide to draw over, for minutes."""
+    monkeypatch.setattr(outputs_module, "_PATIENCE", 0.2)
+    may, ended = threading.Event(), threading.Event()
+
+    def reads_first(parts):
+        try:
+            may.wait(60)
+            write_geojson(parts, tmp_path / "b.geojson", name="x")
+        finally:
+            ended.set()
+
+    outputs = Outputs([partial(write_geojson, path=tmp_path / "a.geojson", name="x"), reads_first])
+    for part in blocks[:3]:
+        outputs.add(part)
+    assert not outputs.abandon()
+    may.set()
+    assert ended.wait(60)
+    assert outputs.abandon()
+    assert not list(tmp_path.iterdir())

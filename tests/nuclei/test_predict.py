@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import subprocess
+import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from threading import Event
+from threading import enumerate as enumerate_threads
+from time import sleep
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +23,7 @@ from PIL import Image
 
 from eosin.core.errors import EosinError
 from eosin.core.files import DirectoryLock
-from eosin.nuclei import label_files
+from eosin.nuclei import label_writers
 from eosin.nuclei.config import PostprocessConfig
 from eosin.nuclei.found import Nuclei
 from eosin.nuclei.label_files import read_label_file
@@ -27,6 +33,7 @@ from eosin.nuclei.pictures import Picture, open_picture
 from eosin.nuclei.postprocess import postprocess
 from eosin.nuclei.predict import PredictConfig, predict
 from eosin.nuclei.predict_run import PredictRun
+from eosin.nuclei.results import Results
 from eosin.nuclei.shelf import Shelf
 from eosin.nuclei.targets import targets
 from eosin.slides import FoundSlide, TissueConfig, read_regions
@@ -232,10 +239,16 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_files(tmp_path, monkeypatc
     assert (again.kept, third.seen) == (1, 0)
 
 
-def test_processes_write_the_same_files(images, tmp_path):
+def test_processes_write_the_same_files(images, tmp_path, monkeypatch):
     write_slide(images / "s.tif", slide_pixels(side=200))
     config = PredictConfig(block=70, labels="tiff", tissue=INK)
     predict(Pretender(), [images], tmp_path / "threads", config, progress=False)
+
+    def write(*_):
+        raise AssertionError("written in this process")
+
+    # A process looks the method up by its name, in a class of its own.
+    monkeypatch.setattr(Results, "write", write)
     on_gpu = Pretender()
     on_gpu.device = SimpleNamespace(type="cuda")
     result = predict(on_gpu, [images], tmp_path / "processes", config, progress=False)
@@ -247,16 +260,16 @@ def test_processes_write_the_same_files(images, tmp_path):
 def test_a_run_that_is_stopped_ends_the_label_map_of_a_slide(tmp_path, monkeypatch):
     write_slide(tmp_path / "s.tif", slide_pixels(side=200))
     config = PredictConfig(block=70, labels="tiff", tissue=INK)
-    monkeypatch.setattr(label_files, "_TILE", 64)
+    monkeypatch.setattr(label_writers, "_TILE", 64)
     begun, runs = Event(), []
     settle = PredictRun._settle
 
-    def interrupted(run, shown, most):
+    def interrupted(run, *arguments):
         if run._closing:
             runs.append(run)
             assert begun.wait(60)
             raise KeyboardInterrupt
-        settle(run, shown, most)
+        settle(run, *arguments)
 
     def slowly(labels, *_):
         # As slow as the map of a large slide: the run is stopped before it is written.
@@ -269,9 +282,125 @@ def test_a_run_that_is_stopped_ends_the_label_map_of_a_slide(tmp_path, monkeypat
         with pytest.raises(KeyboardInterrupt):
             predict(Pretender(), [tmp_path / "s.tif"], tmp_path / "out", config, progress=False)
     assert not list((tmp_path / "out" / "labels").iterdir())
+    assert nothing_is_left_of(tmp_path / "s.tif")
     predict(Pretender(), [tmp_path / "s.tif"], tmp_path / "out", config, progress=False)
     predict(Pretender(), [tmp_path / "s.tif"], tmp_path / "whole", config, progress=False)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def nothing_is_left_of(path):
+    """Whether no file of a picture is open, and nothing is being written."""
+    opened = [str(each.readlink()) for each in Path("/proc/self/fd").iterdir() if each.exists()]
+    return str(path) not in opened and not [thread for thread in enumerate_threads() if thread.name == "outputs"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "s.tif"])
+def test_an_interruption_while_a_picture_is_closed_leaves_nothing(images, tmp_path, monkeypatch, name):
+    write_slide(images / "s.tif", slide_pixels(side=200))
+    close_readers = Picture.close_readers
+
+    def interrupted(picture):
+        close_readers(picture)
+        if picture.path.name == name and picture not in left:
+            left.append(picture)
+            raise KeyboardInterrupt
+
+    left = []
+    monkeypatch.setattr(Picture, "close_readers", interrupted)
+    config = PredictConfig(block=70, tissue=INK)
+    with pytest.raises(KeyboardInterrupt):
+        predict(Pretender(), [images / "s.tif", images / "a.png"], tmp_path / "out", config, progress=False)
+    assert nothing_is_left_of(images / name)
+    assert not list((tmp_path / "out").rglob("*.part"))
+
+
+def test_pictures_that_are_whole_when_a_run_is_stopped_are_not_made_again(tmp_path, monkeypatch):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(4):
+        Image.fromarray(painted(60, number)).save(folder / f"{number}.png")
+    settle = PredictRun._settle
+
+    def interrupted(run, shown, most=0, slides=0):
+        if len(run._closing) == 3:
+            raise KeyboardInterrupt
+        if not most:
+            settle(run, shown, most, slides)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PredictRun, "_settle", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            predict(Pretender(), [folder], tmp_path / "out", progress=False)
+    result = predict(Pretender(), [folder], tmp_path / "out", progress=False)
+    # The third was waiting for the one thread that writes, or had begun.
+    assert result.kept >= 1
+    assert result.done + result.kept == 4
+
+
+def test_few_pictures_wait_for_their_files(tmp_path, monkeypatch):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(30):
+        Image.fromarray(painted(60, number % 3)).save(folder / f"{number:02d}.png")
+    waiting = []
+    close, write = PredictRun._close, Results.write
+    monkeypatch.setattr(
+        PredictRun, "_close", lambda run, picture: waiting.append(len(run._closing)) or close(run, picture)
+    )
+    monkeypatch.setattr(Results, "write", lambda *arguments: sleep(0.03) or write(*arguments))
+    assert predict(Pretender(), [folder], tmp_path / "out", progress=False).done == 30
+    assert max(waiting) == 8
+
+
+def test_blank_slides_are_not_all_opened_first(tmp_path, monkeypatch):
+    for number in range(60):
+        write_slide(tmp_path / f"{number:02d}.tif", np.full((64, 64, 3), 255, np.uint8))
+    most = []
+    close = PredictRun._close
+    monkeypatch.setattr(PredictRun, "_close", lambda run, picture: most.append(len(run._open)) or close(run, picture))
+    config = PredictConfig(labels="none")
+    result = predict(Pretender(), sorted(tmp_path.glob("*.tif")), tmp_path / "out", config, progress=False)
+    assert result.done == 60
+    assert result.nuclei == 0
+    assert max(most) < 40
+
+
+def test_a_label_map_is_made_of_blocks_that_are_written(tmp_path, monkeypatch):
+    write_slide(tmp_path / "s.tif", slide_pixels(side=200))
+    config = PredictConfig(block=70, labels="tiff", tissue=INK, overlays=False)
+    predict(Pretender(), [tmp_path / "s.tif"], tmp_path / "whole", config, progress=False)
+    save = Nuclei.save
+    monkeypatch.setattr(Nuclei, "save", lambda part, path: sleep(0.2) or save(part, path))
+    predict(Pretender(), [tmp_path / "s.tif"], tmp_path / "out", config, progress=False)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("at", [1, 5, 9])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(images, tmp_path, monkeypatch, at):
+    write_slide(images / "s.tif", slide_pixels(side=200))
+    config = PredictConfig(block=70, labels="tiff", tissue=INK)
+    synced, done = os.fsync, []
+
+    def full(descriptor):
+        done.append(descriptor)
+        if len(done) >= at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        synced(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(EosinError, match="no space left on the device; free some"):
+            predict(Pretender(), [images], tmp_path / "out", config, progress=False)
+    assert not list((tmp_path / "out").rglob("*.part"))
+    assert nothing_is_left_of(images / "s.tif")
+    predict(Pretender(), [images], tmp_path / "out", config, progress=False)
+    predict(Pretender(), [images], tmp_path / "whole", config, progress=False)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_processes_that_search_do_without_torch():
+    code = "import sys, eosin.nuclei.preload; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 @pytest.mark.parametrize("name", ["a.png", "s.tif"])
@@ -292,7 +421,7 @@ def test_a_picture_that_cannot_be_shown_fails_and_the_others_go_on(images, tmp_p
     ]
     assert result.done == 2
     stem = name.partition(".")[0]
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name.startswith(f"{stem}.")]
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.lstrip(".").startswith(f"{stem}.")]
     monkeypatch.setattr(Picture, "thumbnail", thumbnail)
     assert predict(Pretender(), [images], tmp_path / "out", config, progress=False).done == 1
 

@@ -11,7 +11,8 @@ import tifffile
 from PIL import Image
 
 from eosin.core.errors import EosinError
-from eosin.nuclei.label_files import read_label_file, write_labels
+from eosin.nuclei.label_files import read_label_file
+from eosin.nuclei.label_writers import write_labels
 from eosin.nuclei.score import score_image
 from eosin.nuclei.score_files import score_files, write_scores
 from eosin.synthetic import render_tile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -17,7 +18,7 @@ from eosin.augment.stain_statistics import load_statistics, save_statistics
 from eosin.core.errors import EosinError
 from eosin.core.files import DirectoryLock, read_json_lines
 from eosin.encoders import load_encoder
-from eosin.pretrain import Interrupted, load_recipe, pretrain
+from eosin.pretrain import Interrupted, load_recipe, loop, pretrain
 from eosin.pretrain.best import BestEncoder
 from eosin.training.checkpoints import Checkpoints
 from forked import Forked
@@ -329,6 +330,53 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny, tmp_path):
     for name, value in whole.items():
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(pieces[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_the_last_step_is_looked_at_and_making_ready_is_not_timed(tiny, tmp_path, monkeypatch):
+    late = [0.0]
+    make_ready = loop._Trainer._make_ready
+
+    def slowly(trainer, batch):
+        make_ready(trainer, batch)
+        late[0] += 1000.0
+
+    monkeypatch.setattr(loop._Trainer, "_make_ready", slowly)
+    now = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: now() + late[0])
+    pretrain(tiny(samples=48, optimizer__warmup_samples=0, watch__every_steps=4), tmp_path / "run")
+    records = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [record["step"] for record in records if "watch/effective_rank" in record] == [4, 6]
+    assert late == [1000.0]
+    assert all(record["images_per_second"] > 48 / 1000 for record in records)
+
+
+def test_the_loading_ends_before_the_run_does(tiny, tmp_path, monkeypatch):
+    """Whatever ends it: processes that load would else work on in a directory that another run may take."""
+    order = []
+    pinned = loop.pinned
+
+    def noted(*arguments):
+        try:
+            yield from pinned(*arguments)
+        finally:
+            order.append("loading")
+
+    monkeypatch.setattr(loop, "pinned", noted)
+    monkeypatch.setattr(loop._Trainer, "_take_step", lambda *_: 1 / 0)
+    run_directory = loop.run_directory
+
+    @contextlib.contextmanager
+    def left(*arguments, **settings):
+        with run_directory(*arguments, **settings) as run:
+            try:
+                yield run
+            finally:
+                order.append("run")
+
+    monkeypatch.setattr(loop, "run_directory", left)
+    with pytest.raises(ZeroDivisionError):
+        pretrain(tiny(), tmp_path / "run")
+    assert order == ["loading", "run"]
 
 
 def test_bf16_and_an_online_probe(tiny, tmp_path, tile_folder):

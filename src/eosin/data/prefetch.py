@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,7 @@ __all__ = ["pinned"]
 _AHEAD = 2
 
 
-def pinned(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+def pinned(batches: Iterable[Batch], device: torch.device) -> Generator[Batch]:
     """Put batches into page-locked memory, from which a GPU copies without the host's help; in a thread, ahead of use.
 
     Args:

@@ -23,7 +23,7 @@ class Finders:
     """
 
     def __init__(self, processes: int) -> None:
-        context = start_server("eosin.nuclei.stitch")
+        context = start_server("eosin.nuclei.preload")
         self._pool = ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_parent)
         self._lock = Lock()
 

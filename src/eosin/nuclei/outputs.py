@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,9 @@ from eosin.nuclei.found import Nuclei, loaded
 __all__ = ["Outputs"]
 
 # Blocks that wait for a writer before who brings more has to wait.
-_AHEAD = 8
+_AHEAD = 32
+# Seconds in which a writer leaves what it writes.
+_PATIENCE = 5.0
 
 
 class _Abandoned(Exception):
@@ -55,10 +58,23 @@ class Outputs:
         for writer in self._running:
             writer.result()
 
-    def abandon(self) -> None:
-        """Leave nothing of what was written."""
-        self._put(_Abandoned())
-        wait(self._running)
+    def abandon(self) -> bool:
+        """Leave nothing of what was written.
+
+        Returns:
+            Whether all writers have ended. One that has not is reading what it would draw over: it will open no file,
+            and needs the picture to stay open.
+        """
+        for feed, writer in zip(self._feeds, self._running, strict=True):
+            while not writer.done():
+                try:
+                    feed.put_nowait(_Abandoned())
+                    break
+                except queue.Full:
+                    # What waits is not wanted any more.
+                    with contextlib.suppress(queue.Empty):
+                        feed.get_nowait()
+        return not wait(self._running, timeout=_PATIENCE).not_done
 
     def _put(self, item: _Item) -> None:
         for feed, writer in zip(self._feeds, self._running, strict=True):
@@ -68,7 +84,7 @@ class Outputs:
                     break
                 except queue.Full:
                     continue
-            if writer.done() and not isinstance(item, _Abandoned):
+            if writer.done():
                 writer.result()
 
 

@@ -59,6 +59,7 @@ class Picture:
         self._slide = slide
         self._turns = threading.Lock()
         self._reduced = threading.Lock()
+        self._closed = False
         self._local = threading.local()
         self._others: list[Slide] = []
         if slide.mpp is None or mpp is None:
@@ -69,8 +70,17 @@ class Picture:
         self.width, self.height = _length(slide.width, self.step[0]), _length(slide.height, self.step[1])
 
     def close(self) -> None:
-        """Close the files."""
-        for slide in [self._slide, *self._others]:
+        """Close the files; once is enough."""
+        self.close_readers()
+        if not self._closed:
+            self._closed = True
+            self._slide.close()
+
+    def close_readers(self) -> None:
+        """Close the files of threads that have read windows; none is read after it."""
+        with self._turns:
+            others, self._others = self._others, []
+        for slide in others:
             slide.close()
 
     def read(self, x: int, y: int, width: int, height: int) -> UInt8Array:
@@ -156,9 +166,9 @@ class Picture:
     def thumbnail(self, longest: int) -> tuple[UInt8Array, float]:
         """Return the picture, reduced where it is longer than that, and px as the network sees it per px of it."""
         factor = max(1.0, max(self.width, self.height) / longest)
-        if factor == 1:
-            return self.read(0, 0, self.width, self.height), 1.0
         with self._alone():
+            if factor == 1:
+                return self._read(self._slide, 0, 0, self.width, self.height), 1.0
             return self._slide.thumbnail_by(factor * self.step[0]), factor
 
     def _alone(self) -> threading.Lock:

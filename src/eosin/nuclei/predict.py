@@ -1,7 +1,8 @@
 """Nuclei of images and slides, with files for QuPath, tables, label maps and pictures; a stopped run goes on.
 
-Of each picture the outputs are written when all its blocks are done, then a line into `pictures.jsonl`. Blocks of a
-large picture lie in `.parts` until then, so that a run that was stopped, by kill -9 too, does only what is missing.
+Of each picture the outputs are there, whole, when all its blocks are done, then comes a line into `pictures.jsonl`.
+Blocks of a large picture lie in `.parts` until then, so that a run that was stopped, by kill -9 too, does only what is
+missing.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from eosin.core.console import note, progress_bar, warn
+from eosin.core.errors import EosinError
 from eosin.core.files import append_json_line, short_hash, writable_directory
 from eosin.nuclei.finders import Finders
 from eosin.nuclei.found import Nuclei, loaded
@@ -33,8 +34,11 @@ __all__ = ["Display", "PredictRun"]
 _FEW = 4
 # Blocks that may wait to be written.
 _SAVES = 2
-# Pictures whose files are being written while the network is at the next ones.
+# Seconds in which a stopped run ends the files that it is writing.
+_PATIENCE = 5.0
+# Pictures, and slides among them, whose files are being written while the network is at the next ones.
 _CLOSING = 8
+_SLIDES_CLOSING = 2
 
 
 class Display:
@@ -82,8 +86,6 @@ class _Open:
     state: dict[str, Any]
     folder: Path
     """Of its blocks."""
-    kept: bool
-    """Whether blocks lie on the disk."""
     results: Results
     outputs: Outputs | None = None
     """Files that are written while the blocks come; None where all are written at the end."""
@@ -96,6 +98,7 @@ class _Open:
     """Parts that are being written."""
     failure: str = ""
     started: float = field(default_factory=time.monotonic)
+    ended: float = 0.0
 
 
 class PredictRun:
@@ -141,8 +144,8 @@ class PredictRun:
                         if found is not None and not opened.failure:
                             self._keep(opened, work, found)
                         shown.block(0 if found is None else len(found))
-                    self._settle(shown, _CLOSING)
-                self._settle(shown, 0)
+                    self._settle(shown, _CLOSING, _SLIDES_CLOSING)
+                self._settle(shown)
             finally:
                 self.network_seconds, self.windows = stream.network_seconds, stream.windows
                 self._leave()
@@ -182,7 +185,7 @@ class PredictRun:
             blocks = works(picture, self._side())
             kept = picture.kind == "slide" or len(blocks) - 1 > _FEW
             folder = self._out / ".parts" / short_hash(file.name, state, self._config.plain(), self._mpp, self._side())
-            opened = _Open(file, state, folder, kept, Results.of(picture, self._model, self._config, self._out))
+            opened = _Open(file, state, folder, Results.of(picture, self._model, self._config, self._out))
             self._open[picture] = opened
             if kept:
                 writable_directory(folder)
@@ -244,8 +247,9 @@ class PredictRun:
 
     def _close(self, picture: Picture) -> None:
         """Have the files of a picture whose blocks are done written, beside what comes."""
-        opened = self._open.pop(picture)
+        opened = self._open[picture]
         files: Future[dict[str, Path]] = Future()
+        picture.close_readers()
         try:
             shown = None if opened.outputs or opened.failure else opened.results.shown(picture)
         except UnusableSlide as reason:
@@ -253,40 +257,46 @@ class PredictRun:
         if opened.failure:
             files.set_exception(UnusableSlide(opened.failure))
         elif opened.outputs is not None:
-            files = self._closers.submit(self._finish, opened)
+            files = self._closers.submit(self._finish, picture, opened)
         else:
             parts = [loaded(opened.parts[number]) for number in sorted(opened.parts)]
             files = (self._pool or self._closers).submit(opened.results.write, parts, shown)
             picture.close()
+        files.add_done_callback(lambda _: setattr(opened, "ended", time.monotonic()))
+        # In this order, whatever interrupts it, the picture is in one of the two.
         self._closing.append((picture, opened, files))
+        del self._open[picture]
 
-    def _finish(self, opened: _Open) -> dict[str, Path]:
+    def _finish(self, picture: Picture, opened: _Open) -> dict[str, Path]:
         """Bring the rest to the outputs, and write what is made of all blocks."""
         assert opened.outputs is not None
         for save in opened.saves:
             save.result()
         self._give(opened)
         opened.outputs.finish()
-        return opened.results.files(
-            opened.results.write_labels([opened.parts[at] for at in sorted(opened.parts)], self._go_on)
-        )
+        picture.close()
+        parts = [opened.parts[number] for number in sorted(opened.parts)]
+        return opened.results.files(opened.results.write_labels(parts, self._go_on))
 
     def _go_on(self) -> None:
         if self._stopped.is_set():
             raise CancelledError
 
-    def _settle(self, shown: Display, most: int) -> None:
-        """Note pictures whose files are written, and wait until no more than so many are not."""
-        while self._closing and (len(self._closing) > most or self._closing[0][2].done()):
+    def _settle(self, shown: Display, most: int = 0, slides: int = 0) -> None:
+        """Note pictures whose files are written, and wait while more than so many, or so many slides, are not."""
+        while self._closing and (
+            self._closing[0][2].done()
+            or len(self._closing) > most
+            or sum(opened.outputs is not None for _, opened, _ in self._closing) > slides
+        ):
             picture, opened, files = self._closing[0]
             try:
                 self._note(picture, opened, files.result())
+                picture.close()
             except UnusableSlide as reason:
-                if opened.outputs is not None:
-                    opened.outputs.abandon()
+                self._abandon(picture, opened)
                 self._fail(opened.file, str(reason))
             self._closing.popleft()
-            picture.close()
             shown.picture()
 
     def _note(self, picture: Picture, opened: _Open, files: dict[str, Path]) -> None:
@@ -304,7 +314,7 @@ class PredictRun:
             "height": picture.height,
             "mpp": picture.mpp,
             "step": list(picture.step),
-            "seconds": round(time.monotonic() - opened.started, 3),
+            "seconds": round((opened.ended or time.monotonic()) - opened.started, 3),
             "file": opened.state,
             "bytes": {kind: file.stat().st_size for kind, file in files.items()},
             "outputs": {kind: str(file.relative_to(self._out)) for kind, file in files.items()},
@@ -312,13 +322,21 @@ class PredictRun:
         append_json_line(self._out / RECORDS, record)
         shutil.rmtree(opened.folder, ignore_errors=True)
 
-    def _leave(self) -> None:
-        """Leave nothing half written and no file open, whatever ended the run."""
-        self._stopped.set()
-        every = [*self._open.items(), *((picture, opened) for picture, opened, _ in self._closing)]
-        for _, opened in every:
-            if opened.outputs is not None:
-                opened.outputs.abandon()
-        self._closers.shutdown(wait=True, cancel_futures=True)
-        for picture, _ in every:
+    def _abandon(self, picture: Picture, opened: _Open) -> None:
+        """Leave nothing of a picture half written, and no file of it open."""
+        if opened.outputs is None or opened.outputs.abandon():
             picture.close()
+
+    def _leave(self) -> None:
+        """Leave nothing half written and no file open, whatever ended the run; note what is whole."""
+        self._stopped.set()
+        for picture, opened in self._open.items():
+            self._abandon(picture, opened)
+        closing = [each for each in self._closing if not each[2].cancel()]
+        wait([files for _, _, files in closing], timeout=_PATIENCE)
+        for picture, opened, files in self._closing:
+            if files.done() and not files.cancelled() and files.exception() is None:
+                with contextlib.suppress(EosinError):
+                    self._note(picture, opened, files.result())
+            self._abandon(picture, opened)
+        self._closers.shutdown(wait=True, cancel_futures=True)

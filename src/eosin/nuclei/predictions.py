@@ -12,7 +12,7 @@ from eosin.core.config import Config
 from eosin.core.errors import EosinError
 from eosin.core.files import atomic_file, read_json_lines
 from eosin.nuclei.geojson import ObjectType
-from eosin.nuclei.label_files import LabelFormat
+from eosin.nuclei.label_writers import LabelFormat
 from eosin.nuclei.tables import TableFormat
 from eosin.slides import FoundSlide, TissueConfig
 

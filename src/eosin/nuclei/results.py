@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from eosin.core.files import writable_directory
+from eosin.core.files import storage_errors, writable_directory
 from eosin.nuclei.found import Nuclei, loaded
 from eosin.nuclei.geojson import Processes, write_geojson
-from eosin.nuclei.label_files import LabelFormat, write_labels, write_tiled_labels
+from eosin.nuclei.label_writers import LabelFormat, write_labels, write_tiled_labels
 from eosin.nuclei.outputs import Outputs
 from eosin.nuclei.overlay import write_overlay
-from eosin.nuclei.pictures import Picture
 from eosin.nuclei.predictions import PredictConfig
 from eosin.nuclei.tables import write_table
+
+if TYPE_CHECKING:
+    from eosin.nuclei.pictures import Picture
 
 __all__ = ["Results", "remove_unfinished"]
 
@@ -35,7 +38,9 @@ def remove_unfinished(out: Path) -> None:
     """Remove what a run that was killed had not finished writing."""
     for folder in _FOLDERS:
         for left in (out / folder).rglob(".*.part"):
-            left.unlink(missing_ok=True)
+            if left.is_file():
+                with storage_errors(left):
+                    left.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Results:
         writers = self._writers(pool)
         if self.config.overlays:
             path = self._folder("overlays", ".png")
-            writers.append(lambda parts: self._draw(_shown(picture), parts, path))
+            writers.append(partial(self._draw_when_asked, picture, path))
         return Outputs(writers)
 
     def write(self, parts: Sequence[Nuclei], shown: _Shown | None) -> dict[str, Path]:
@@ -97,7 +102,7 @@ class Results:
 
         Args:
             parts: Nuclei of its blocks.
-            shown: The picture and px of the nuclei per px of it, as of `shown`; None without an overlay.
+            shown: What the method `shown` returned.
 
         Returns:
             The files by kind.
@@ -113,7 +118,7 @@ class Results:
         return self.files(labels)
 
     def shown(self, picture: Picture) -> _Shown | None:
-        """Return what outlines are drawn over, and px of the nuclei per px of it; None without an overlay.
+        """Read what outlines are drawn over: its pixels, and px of the nuclei per px of it; None without an overlay.
 
         Raises:
             UnusableSlide: If the picture is damaged.
@@ -158,6 +163,11 @@ class Results:
             partial(write_geojson, path=path, objects=objects, name=self.source, pool=pool, **place),
             partial(write_table, path=self._table(), form=self.config.table, **place),
         ]
+
+    def _draw_when_asked(self, picture: Picture, path: Path, parts: Iterator[Nuclei]) -> None:
+        """Read the picture when there is something to draw, or all is known: of those that wait none is in memory."""
+        first = list(islice(parts, 1))
+        self._draw(_shown(picture), chain(first, parts), path)
 
     def _draw(self, shown: _Shown, parts: Iterable[Nuclei], path: Path) -> None:
         pixels, factor = shown

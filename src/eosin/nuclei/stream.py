@@ -323,6 +323,9 @@ class Stream:
                     while len(ahead) > self._ahead:
                         yield from _opened(ahead.popleft(), failed)
                 ahead.append((work, None, None))
+                # Pictures of which nothing is left to read are not all opened first.
+                while len(ahead) > self._ahead:
+                    yield from _opened(ahead.popleft(), failed)
             while ahead:
                 yield from _opened(ahead.popleft(), failed)
         finally:

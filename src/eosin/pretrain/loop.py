@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -233,24 +233,27 @@ class _Trainer:
             self._take_step(batch)
             placement.step_taken()
 
-        self.loop.run(
-            self._ready(pinned(loader, self.device)),
-            take,
-            end=config.steps,
-            look=lambda step: step % look_every == 0 or step == config.steps,
-            report=lambda look: self._report(run, progress, task, look=look),
-            save_every=save_every,
-            save=lambda: self._save(run),
-            shown=lambda: progress.update(task, completed=self.step),
-        )
+        # The loading processes end before the run's lock goes.
+        with contextlib.closing(self._batches(loader)) as batches:
+            self.loop.run(
+                batches,
+                take,
+                end=config.steps,
+                look=lambda step: step % look_every == 0 or step == config.steps,
+                report=lambda look: self._report(run, progress, task, look=look),
+                save_every=save_every,
+                save=lambda: self._save(run),
+                shown=lambda: progress.update(task, completed=self.step),
+            )
 
-    def _ready(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def _batches(self, loader: TrainingLoader) -> Generator[Batch]:
         """Make all ready with the first batch."""
-        for batch in batches:
-            if self.model is self.method and not self.flops:
-                self._make_ready(batch)
-                self.loop.forget_time()
-            yield batch
+        with contextlib.closing(pinned(loader, self.device)) as batches:
+            for batch in batches:
+                if self.model is self.method and not self.flops:
+                    self._make_ready(batch)
+                    self.loop.forget_time()
+                yield batch
 
     # One step ----------------------------------------------------------------------------------------------------
 
