@@ -183,6 +183,19 @@ def test_names_that_are_html_or_script_stay_text(builder):
     assert HOSTILE in reader.words
 
 
+def test_lines_stand_by_task_protocol_and_share_whatever_ran_first(builder):
+    for task, protocol, fraction in [
+        ("oral", "logistic", 0.1), ("bone", "knn", 1.0), ("oral", "knn", 1.0), ("oral", "logistic", 1.0),
+        ("oral", "knn", 0.1), ("oral", "logistic", 0.25),
+    ]:  # fmt: skip
+        builder.cell("color", task, protocol, skill=0.7, fraction=fraction)
+    rows = board_rows(load_results(builder.write()), ["color"], ["accuracy"])
+    assert [(row["task"], row["protocol"], row["fraction"]) for row in rows] == [
+        ("oral", "logistic", 1.0), ("oral", "logistic", 0.25), ("oral", "logistic", 0.1), ("oral", "knn", 1.0),
+        ("oral", "knn", 0.1), ("bone", "knn", 1.0),
+    ]  # fmt: skip
+
+
 def test_a_gap_has_the_reason_of_its_own_share_of_the_labels(builder):
     for fraction in (1.0, 0.1):
         builder.cell("color", "oral", "knn", skill=0.7, fraction=fraction)

@@ -37,7 +37,7 @@ def rounded(value: Any, digits: int = 6) -> float | None:
 
 
 def board_rows(results: Results, encoders: Sequence[str], metrics: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a row per task, condition and encoder, in this order, with a reason where there is no result.
+    """Return a row per task, protocol, share of labels and encoder, in this order, with a reason where there is none.
 
     Args:
         results: Of a benchmark directory.
@@ -60,7 +60,7 @@ def board_rows(results: Results, encoders: Sequence[str], metrics: Sequence[str]
         failed = (failure["task"], failure["protocol"], float(failure["fraction"]))
         reasons.setdefault((failure["encoder"], failed), f"failed: {failure['reason']}")
     rows: list[dict[str, Any]] = []
-    for condition in sorted(lines, key=_task_order(lines)):
+    for condition in sorted(lines, key=_order(lines)):
         task, protocol, fraction = condition
         group = lines[condition]
         best = {metric: best_of(group.values(), metric) for metric in metrics}
@@ -74,12 +74,11 @@ def board_rows(results: Results, encoders: Sequence[str], metrics: Sequence[str]
     return rows
 
 
-def _task_order(lines: Iterable[Condition]) -> Any:
-    """Keep the order of records within a task and bring the tasks together."""
-    order = list(lines)
-    tasks = {task: number for number, task in enumerate(in_order(condition[0] for condition in order))}
-    places = {condition: number for number, condition in enumerate(order)}
-    return lambda condition: (tasks[condition[0]], places[condition])
+def _order(lines: Iterable[Condition]) -> Any:
+    """Tasks, in them protocols, in the order of the records; of a protocol the largest share of labels first."""
+    conditions = list(lines)
+    tasks, protocols = (in_order(condition[at] for condition in conditions) for at in (0, 1))
+    return lambda condition: (tasks.index(condition[0]), protocols.index(condition[1]), -condition[2])
 
 
 def _row(line: Standing, cells: Sequence[Record], metrics: Sequence[str]) -> dict[str, Any]:
