@@ -73,6 +73,8 @@ def test_values_and_gradients_are_those_of_the_matrix(dtype, tolerance, tiles, d
     ours = [view.to(dtype).requires_grad_() for view in views]
     loss = barlow_twins_loss(*ours, redundancy)
     assert loss.dtype == dtype
+    # A correlation near 1 is rounded as one, and what is left of 1 minus it by as much.
+    tolerance *= 1 + 0.2 * (dim / expected.item()) ** 0.5
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
     gradients = zip(torch.autograd.grad(loss, ours), torch.autograd.grad(expected, exact), strict=True)
     for gradient, expected_gradient in gradients:
