@@ -77,7 +77,8 @@ def board_rows(results: Results, encoders: Sequence[str], metrics: Sequence[str]
 def _order(lines: Iterable[Condition]) -> Any:
     """Tasks, in them protocols, in the order of the records; of a protocol the largest share of labels first."""
     conditions = list(lines)
-    tasks, protocols = (in_order(condition[at] for condition in conditions) for at in (0, 1))
+    tasks = in_order(task for task, _, _ in conditions)
+    protocols = in_order(protocol for _, protocol, _ in conditions)
     return lambda condition: (tasks.index(condition[0]), protocols.index(condition[1]), -condition[2])
 
 
