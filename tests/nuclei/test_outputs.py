@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -128,8 +128,13 @@ def test_a_writer_that_is_busy_before_it_writes_is_not_waited_for(blocks, tmp_pa
     outputs = Outputs([partial(write_geojson, path=tmp_path / "a.geojson", name="x"), reads_first])
     for part in blocks[:3]:
         outputs.add(part)
-    assert not outputs.abandon()
+    with ThreadPoolExecutor(1) as pool:
+        # Who waits for the end of the files is let go too.
+        finish = pool.submit(outputs.finish)
+        assert not outputs.abandon()
+        assert isinstance(finish.exception(timeout=30), outputs_module._Abandoned)
     may.set()
     assert ended.wait(60)
     assert outputs.abandon()
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "b.geojson").exists()
+    assert not list(tmp_path.glob(".*"))

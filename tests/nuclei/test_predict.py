@@ -33,7 +33,7 @@ from eosin.nuclei.pictures import Picture, open_picture
 from eosin.nuclei.postprocess import postprocess
 from eosin.nuclei.predict import PredictConfig, predict
 from eosin.nuclei.predict_run import PredictRun
-from eosin.nuclei.results import Results
+from eosin.nuclei.results import Results, remove_unfinished
 from eosin.nuclei.shelf import Shelf
 from eosin.nuclei.targets import targets
 from eosin.slides import FoundSlide, TissueConfig, read_regions
@@ -363,6 +363,38 @@ def test_blank_slides_are_not_all_opened_first(tmp_path, monkeypatch):
     assert result.done == 60
     assert result.nuclei == 0
     assert max(most) < 40
+
+
+def test_few_slides_wait_for_their_files_and_what_is_drawn_over_is_read_last(tmp_path, monkeypatch):
+    for number in range(8):
+        write_slide(tmp_path / f"{number}.tif", np.full((64, 64, 3), 255, np.uint8))
+    waiting, closed, early = [], [], []
+    close, thumbnail, write_labels = PredictRun._close, Picture.thumbnail, Results.write_labels
+
+    def noted(run, picture):
+        waiting.append(len(run._closing))
+        closed.append(picture)
+        close(run, picture)
+
+    monkeypatch.setattr(PredictRun, "_close", noted)
+    monkeypatch.setattr(
+        Picture,
+        "thumbnail",
+        lambda picture, longest: early.append(picture not in closed) or thumbnail(picture, longest),
+    )
+    monkeypatch.setattr(Results, "write_labels", lambda *arguments: sleep(0.1) or write_labels(*arguments))
+    slides, config = sorted(tmp_path.glob("*.tif")), PredictConfig(labels="tiff")
+    assert predict(Pretender(), slides, tmp_path / "out", config, progress=False).done == 8
+    assert max(waiting) == 2
+    assert early == [False] * 8
+
+
+def test_a_folder_that_is_named_like_a_half_written_file_stays(tmp_path):
+    folder = tmp_path / "labels" / ".a.part"
+    folder.mkdir(parents=True)
+    (folder / ".b.png.x1.part").write_bytes(b"half")
+    remove_unfinished(tmp_path)
+    assert not list(folder.iterdir())
 
 
 def test_a_label_map_is_made_of_blocks_that_are_written(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ class _Abandoned(Exception):
     """What was written is not wanted any more."""
 
 
-_Item = Nuclei | Path | _Abandoned | None
+_Item = Nuclei | Path | None
 
 
 class Outputs:
@@ -36,9 +36,10 @@ class Outputs:
     def __init__(self, writers: Sequence[Callable[[Iterator[Nuclei]], object]]) -> None:
         self._feeds: list[queue.Queue[_Item]] = [queue.Queue(_AHEAD) for _ in writers]
         self._running: list[Future[object]] = [Future() for _ in writers]
+        self._left = threading.Event()
         for writer, feed, done in zip(writers, self._feeds, self._running, strict=True):
             # Whatever interrupts who brings the blocks, the program can end: half files go with the next run.
-            threading.Thread(target=_run, args=(writer, feed, done), name="outputs", daemon=True).start()
+            threading.Thread(target=_run, args=(writer, feed, done, self._left), name="outputs", daemon=True).start()
 
     def add(self, part: Nuclei | Path) -> None:
         """Bring the next block's nuclei, or the file that holds them.
@@ -56,6 +57,9 @@ class Outputs:
         """
         self._put(None)
         for writer in self._running:
+            while wait([writer], timeout=0.2).not_done:
+                if self._left.is_set():
+                    raise _Abandoned
             writer.result()
 
     def abandon(self) -> bool:
@@ -65,10 +69,11 @@ class Outputs:
             Whether all writers have ended. One that has not is reading what it would draw over: it will open no file,
             and needs the picture to stay open.
         """
+        self._left.set()
         for feed, writer in zip(self._feeds, self._running, strict=True):
             while not writer.done():
                 try:
-                    feed.put_nowait(_Abandoned())
+                    feed.put_nowait(None)
                     break
                 except queue.Full:
                     # What waits is not wanted any more.
@@ -83,20 +88,27 @@ class Outputs:
                     feed.put(item, timeout=0.1)
                     break
                 except queue.Full:
-                    continue
+                    if self._left.is_set():
+                        raise _Abandoned from None
             if writer.done():
                 writer.result()
 
 
-def _run(writer: Callable[[Iterator[Nuclei]], object], feed: queue.Queue[_Item], done: Future[object]) -> None:
+def _run(
+    writer: Callable[[Iterator[Nuclei]], object], feed: queue.Queue[_Item], done: Future[object], left: threading.Event
+) -> None:
     try:
-        done.set_result(writer(_given(feed)))
+        done.set_result(writer(_given(feed, left)))
     except BaseException as error:
         done.set_exception(error)
 
 
-def _given(feed: queue.Queue[_Item]) -> Iterator[Nuclei]:
-    while (item := feed.get()) is not None:
-        if isinstance(item, _Abandoned):
-            raise item
+def _given(feed: queue.Queue[_Item], left: threading.Event) -> Iterator[Nuclei]:
+    while True:
+        item = feed.get()
+        # Also where the end was waiting before.
+        if left.is_set():
+            raise _Abandoned
+        if item is None:
+            return
         yield loaded(item)
