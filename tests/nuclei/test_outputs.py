@@ -125,7 +125,7 @@ def test_a_writer_that_is_busy_before_it_writes_is_not_waited_for(blocks, tmp_pa
         finally:
             ended.set()
 
-    outputs = Outputs([partial(write_geojson, path=tmp_path / "a.geojson", name="x"), reads_first])
+    outputs = Outputs([reads_first, partial(write_geojson, path=tmp_path / "a.geojson", name="x")])
     for part in blocks[:3]:
         outputs.add(part)
     with ThreadPoolExecutor(1) as pool:
